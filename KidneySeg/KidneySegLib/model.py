@@ -1,0 +1,356 @@
+"""A model is a folder, ``model.json`` beside ``weights.safetensors``: find, load, check, save.
+
+No pickle is ever opened from a model folder. An old checkpoint is imported once, by
+`import_checkpoint`, which reads it with torch's ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from KidneySegLib.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from KidneySegLib.network import NetworkParameters, UNet
+    from KidneySegLib.preprocess import Preprocessing
+
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+FORMAT = 1
+ACTIVATIONS = ("softmax", "sigmoid")
+DEFAULT_MODEL = "kidney-unet-25d"
+RESEARCH_USE = "Research use only, not for clinical use."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder that passed every check but those of its weights.
+
+    Attributes:
+        folder: where it lies; None before it is saved.
+        name: also the name of its folder in the resources.
+        version: of these weights, e.g. ``1.0.0``.
+        network: shape of the network.
+        preprocessing: what happens to a CT before it.
+        labels: name of each output channel, ``background`` among them for a softmax.
+        activation: ``softmax`` over the channels or ``sigmoid`` on each.
+        threshold: probability from which a voxel is kidney.
+        card: everything else a user should know: data, licence, scores, command.
+    """
+
+    name: str
+    version: str
+    network: NetworkParameters
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ("background", "kidney")
+    activation: str = "softmax"
+    threshold: float = 0.5
+    card: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def kidney_channels(self) -> tuple[int, ...]:
+        """Output channels whose probabilities add up to that of kidney, tumours included."""
+        return tuple(i for i, label in enumerate(self.labels) if label != "background")
+
+    def load_network(self) -> UNet:
+        """The network with its weights, in evaluation mode.
+
+        Raises:
+            ModelError: the weights are missing, broken, of another shape or not finite.
+        """
+        import torch
+
+        from KidneySegLib.network import build
+
+        with torch.device("meta"):
+            network = build(self.network)
+        state = self._load_state()
+        expected = network.state_dict()
+        for key, value in expected.items():
+            if key not in state:
+                raise ModelError(
+                    f"{self._weights()} lacks {key}, so it belongs to another network; "
+                    "restore the model folder or choose another model."
+                )
+            if state[key].shape != value.shape:
+                raise ModelError(
+                    f"{self._weights()} holds {key} with shape {tuple(state[key].shape)} where "
+                    f"{CARD_FILE} describes {tuple(value.shape)}; restore the model folder or "
+                    "choose another model."
+                )
+            if not torch.isfinite(state[key]).all():
+                raise ModelError(
+                    f"{self._weights()} holds figures that are not finite in {key}; restore the "
+                    "model folder or choose another model."
+                )
+        unknown = sorted(set(state) - set(expected))
+        if unknown:
+            raise ModelError(
+                f"{self._weights()} holds {unknown[0]}, which the network described in "
+                f"{CARD_FILE} has no place for; restore the model folder or choose another model."
+            )
+        network.load_state_dict(state, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def _weights(self) -> Path:
+        if self.folder is None:
+            raise ModelError(f"Model {self.name} was not saved to a folder yet; save it first.")
+        return self.folder / WEIGHTS_FILE
+
+    def _load_state(self) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._weights()
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            raise _no_weights(path.parent) from None
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path} cannot be read as safetensors ({error}); copy the model folder again."
+            ) from error
+
+
+def _no_weights(folder: Path) -> ModelError:
+    return ModelError(
+        f"Model folder {folder} has no {WEIGHTS_FILE}; copy the whole folder or choose another "
+        "model."
+    )
+
+
+def resources_folder() -> Path:
+    """Models that ship with the module, in the source tree, in Slicer and when pip-installed."""
+    here = Path(__file__).resolve().parent
+    inside = here / "Resources" / "Models"
+    return inside if inside.is_dir() else here.parent / "Resources" / "Models"
+
+
+def user_folder() -> Path:
+    """Where a user's own models live; it survives an update of Slicer.
+
+    ``KIDNEYSEG_MODELS`` names another folder.
+    """
+    named = os.environ.get("KIDNEYSEG_MODELS")
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("APPDATA", Path.home() / "AppData" / "Roaming"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+    return base / "KidneySeg" / "Models"
+
+
+def list_models() -> tuple[list[Model], list[str]]:
+    """Every model that ships or that the user installed, and why other folders are refused."""
+    models: list[Model] = []
+    refused: list[str] = []
+    for base in (resources_folder(), user_folder()):
+        for folder in sorted(base.iterdir()) if base.is_dir() else []:
+            if not folder.is_dir() or folder.name.startswith("."):
+                continue
+            try:
+                model = load_model(folder)
+            except ModelError as error:
+                refused.append(str(error))
+                continue
+            if model.name not in {known.name for known in models}:
+                models.append(model)
+    return models, refused
+
+
+def find_model(name_or_folder: str | Path | None = None) -> Model:
+    """Look a model up: resources first, then the user's folder, then as a path.
+
+    Args:
+        name_or_folder: None takes the default model.
+
+    Raises:
+        ModelError: there is no such model, or its folder is refused, with the reason.
+    """
+    wanted = str(name_or_folder) if name_or_folder is not None else DEFAULT_MODEL
+    for base in (resources_folder(), user_folder()):
+        candidate = base / wanted
+        if wanted and Path(wanted).name == wanted and (candidate / CARD_FILE).is_file():
+            return load_model(candidate)
+    path = Path(wanted).expanduser()
+    if path.exists():
+        return load_model(path)
+    models, _ = list_models()
+    known = ", ".join(model.name for model in models) or "none"
+    raise ModelError(
+        f"There is no model {wanted!r}, neither by name (installed: {known}) nor as a folder; "
+        "see `kidneyseg models`."
+    )
+
+
+def load_model(folder: Path | str) -> Model:
+    """Read and check ``model.json``; weights are only looked for here, and read on first use.
+
+    Raises:
+        ModelError: names the folder and what is wrong with it.
+    """
+    from KidneySegLib.network import NetworkParameters
+    from KidneySegLib.preprocess import Preprocessing
+
+    folder = Path(folder)
+    card_path = folder / CARD_FILE
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a model folder; give a folder that holds {CARD_FILE}.")
+    if not card_path.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no {CARD_FILE}.")
+    try:
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{card_path} cannot be read ({error}); copy the folder again.") from error
+    if not isinstance(card, dict):
+        raise ModelError(f"{card_path} does not describe a model; copy the folder again.")
+    version = card.pop("format", None)
+    if version != FORMAT:
+        raise ModelError(
+            f"{card_path} has format {version!r} but this version of KidneySeg reads format "
+            f"{FORMAT}; update KidneySeg or choose another model."
+        )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise _no_weights(folder)
+    try:
+        model = Model(
+            name=_text(card.pop("name")),
+            version=_text(card.pop("version")),
+            network=NetworkParameters.from_dict(card.pop("network")),
+            preprocessing=Preprocessing.from_dict(card.pop("preprocessing")),
+            labels=tuple(_text(label) for label in card.pop("labels")),
+            activation=_text(card.pop("activation")),
+            threshold=float(card.pop("threshold")),
+            card=card,
+            folder=folder,
+        )
+        _check(model)
+    except KeyError as error:
+        raise ModelError(f"{card_path} lacks the entry {error}; copy the folder again.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{card_path} is not usable: {error}.") from error
+    return model
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"a text was expected instead of {value!r}")
+    return value
+
+
+def _check(model: Model) -> None:
+    if model.activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, not {model.activation!r}")
+    if len(model.labels) != model.network.classes:
+        raise ValueError(
+            f"it names {len(model.labels)} labels for {model.network.classes} output channels"
+        )
+    if not model.kidney_channels:
+        raise ValueError("none of its labels is a kidney")
+    if not 0 < model.threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, not {model.threshold}")
+    if model.network.in_channels != 1:
+        raise ValueError(f"it wants {model.network.in_channels} channels where a CT has one")
+
+
+def save_model(model: Model, state: Mapping[str, Tensor], folder: Path | str) -> Model:
+    """Write a model folder as a whole: a temporary folder is filled, then moved into place.
+
+    An older model of that name in the same place is replaced only once the new one is complete.
+    """
+    from safetensors.torch import save_file
+
+    _check(model)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        save_file(tensors, temporary / WEIGHTS_FILE)
+        card = {
+            "format": FORMAT,
+            "name": model.name,
+            "version": model.version,
+            "network": asdict(model.network),
+            "preprocessing": model.preprocessing.to_dict(),
+            "labels": list(model.labels),
+            "activation": model.activation,
+            "threshold": model.threshold,
+            **model.card,
+        }
+        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+        (temporary / CARD_FILE).write_text(text, encoding="utf-8")
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / folder.name)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Model(**{**_fields(model), "folder": folder})
+
+
+def _fields(model: Model) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in Model.__dataclass_fields__}
+
+
+def import_checkpoint(path: Path | str, folder: Path | str, name: str = "kits19-unet") -> Model:
+    """Turn the KiTS19 system's ``.pt`` state dictionary into a model folder.
+
+    The file is read with ``weights_only=True``, so nothing in it is executed.
+
+    Raises:
+        ModelError: the file is not such a state dictionary.
+    """
+    import pickle
+
+    import torch
+
+    from KidneySegLib.network import OLD_PARAMETERS, import_old_state
+    from KidneySegLib.preprocess import Preprocessing
+
+    path = Path(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"There is no file {path}; give the path of the checkpoint.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{path} is not a plain state dictionary that is safe to read ({reason}); export the "
+            "weights with torch.save(network.state_dict(), ...)."
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise ModelError(f"{path} does not hold a plain state dictionary of tensors.")
+    try:
+        renamed = import_old_state(state)
+    except ValueError as error:
+        raise ModelError(f"{path} is not a checkpoint of the KiTS19 U-Net: {error}.") from error
+    model = Model(
+        name=name,
+        version="1.0.0",
+        network=OLD_PARAMETERS,
+        preprocessing=Preprocessing(scaling="minmax"),
+        card={"description": f"Imported from {path.name}.", "licence": RESEARCH_USE},
+    )
+    return save_model(model, renamed, folder)

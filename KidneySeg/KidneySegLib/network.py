@@ -1,0 +1,268 @@
+"""The U-Net family: 2-D networks that see a CT slice by slice.
+
+The plain form follows Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical
+Image Segmentation" (MICCAI 2015, arXiv:1505.04597), in the padded, batch-normalised variant of the
+KiTS19 system: in every block convolution, ReLU, batch norm, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NORMALISATION_PLACES = ("after_relu", "before_relu")
+UP_SAMPLINGS = ("transposed", "interpolation")
+DROPOUT_PLACES = ("lowest", "everywhere")
+
+
+@dataclass(frozen=True)
+class NetworkParameters:
+    """Everything that fixes the shape of a network; stored as ``network`` in ``model.json``.
+
+    Attributes:
+        in_channels: channels of one slice (1 for CT, 3 for colour pictures).
+        context_slices: odd number of neighbouring slices given as channels (2.5-D); 1 is plain 2-D.
+        classes: output channels, background included; 1 means a sigmoid instead of a softmax.
+        features: channels of the finest level; every level below doubles them.
+        depth: number of levels, the lowest included.
+        padding: pad convolutions so that input and output sizes agree; without padding the skip
+            connections are cropped as in the paper and the output is smaller than the input.
+        dropout: probability of dropping a whole channel.
+        dropout_place: ``lowest`` level only, or ``everywhere``.
+        normalisation: batch norm ``after_relu`` (KiTS19 system) or ``before_relu``.
+        up_sampling: ``transposed`` 2x2 convolution, or bilinear ``interpolation`` and a 1x1
+            convolution.
+    """
+
+    in_channels: int = 1
+    context_slices: int = 1
+    classes: int = 2
+    features: int = 64
+    depth: int = 5
+    padding: bool = True
+    dropout: float = 0.5
+    dropout_place: str = "lowest"
+    normalisation: str = "after_relu"
+    up_sampling: str = "transposed"
+
+    def __post_init__(self) -> None:
+        for name, low in (("in_channels", 1), ("classes", 1), ("features", 1), ("depth", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+        if not isinstance(self.context_slices, int) or self.context_slices % 2 != 1:
+            raise ValueError(f"context_slices must be an odd number, not {self.context_slices!r}")
+        if self.context_slices < 1 or self.depth > 8 or self.features > 1024:
+            raise ValueError("context_slices, depth (at most 8) or features (at most 1024) is off")
+        if not isinstance(self.padding, bool):
+            raise ValueError(f"padding must be true or false, not {self.padding!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+        for name, choices in (
+            ("dropout_place", DROPOUT_PLACES),
+            ("normalisation", NORMALISATION_PLACES),
+            ("up_sampling", UP_SAMPLINGS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkParameters:
+        """Read the ``network`` entry of a model; raises ValueError naming what is not known."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown network parameter {', '.join(unknown)}")
+        return cls(**values)
+
+    @property
+    def multiple(self) -> int:
+        """Padded networks take slices whose rows and columns are multiples of this."""
+        return 2 ** (self.depth - 1)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each with ReLU and batch norm: (N, C, H, W) to (N, features, ...)."""
+
+    def __init__(self, channels: int, features: int, network: NetworkParameters, dropout: float):
+        super().__init__()
+        padding = 1 if network.padding else 0
+        self.conv1 = nn.Conv2d(channels, features, 3, padding=padding)
+        self.norm1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=padding)
+        self.norm2 = nn.BatchNorm2d(features)
+        self.dropout = nn.Dropout2d(dropout)
+        self.norm_first = network.normalisation == "before_relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = conv(x)
+            x = torch.relu(norm(x)) if self.norm_first else norm(torch.relu(x))
+        return self.dropout(x)
+
+
+class Up(nn.Module):
+    """Twice the rows and columns, half the channels."""
+
+    def __init__(self, features: int, network: NetworkParameters):
+        super().__init__()
+        self.layer: nn.Module
+        if network.up_sampling == "transposed":
+            self.layer = nn.ConvTranspose2d(features, features // 2, 2, stride=2)
+        else:
+            self.layer = nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+                nn.Conv2d(features, features // 2, 1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        return result
+
+
+class UNet(nn.Module):
+    """The U-Net described by ``parameters``.
+
+    Input ``(N, in_channels * context_slices, rows, columns)``, output logits
+    ``(N, classes, rows, columns)``; an unpadded network's output lacks ``margin`` pixels a side.
+    """
+
+    def __init__(self, parameters: NetworkParameters):
+        super().__init__()
+        self.parameters_ = parameters
+        widths = [parameters.features * 2**level for level in range(parameters.depth)]
+
+        def dropout(level: int) -> float:
+            lowest = level == parameters.depth - 1
+            return parameters.dropout if lowest or parameters.dropout_place == "everywhere" else 0.0
+
+        channels = parameters.in_channels * parameters.context_slices
+        self.encoder = nn.ModuleList()
+        for level, width in enumerate(widths):
+            self.encoder.append(Block(channels, width, parameters, dropout(level)))
+            channels = width
+        self.up = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(parameters.depth - 1)):
+            self.up.append(Up(widths[level + 1], parameters))
+            self.decoder.append(Block(2 * widths[level], widths[level], parameters, dropout(level)))
+        self.head = nn.Conv2d(widths[0], parameters.classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for level, block in enumerate(self.encoder):
+            if level:
+                x = torch.max_pool2d(x, 2)
+            x = block(x)
+            skips.append(x)
+        skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = up(x)
+            x = block(torch.cat((x, _crop(skips.pop(), x)), dim=1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def _crop(skip: Tensor, like: Tensor) -> Tensor:
+    """Crop the skip connection to the size of ``like``, centred, as in the U-Net paper."""
+    rows, columns = like.shape[-2:]
+    top = (skip.shape[-2] - rows) // 2
+    left = (skip.shape[-1] - columns) // 2
+    return skip[..., top : top + rows, left : left + columns]
+
+
+def margin(parameters: NetworkParameters) -> int:
+    """Pixels that an unpadded network loses on each side (92 for the paper's five levels)."""
+    if parameters.padding:
+        return 0
+    lost = 4 * (2 ** (parameters.depth - 1))
+    for level in range(parameters.depth - 1):
+        lost += 2 * 4 * 2**level
+    return lost // 2
+
+
+def valid_size(parameters: NetworkParameters, at_least: int) -> int:
+    """The smallest network *output* of at least ``at_least`` pixels that every level divides.
+
+    The matching input is ``valid_size + 2 * margin``.
+    """
+    step = parameters.multiple
+    if parameters.padding:
+        return -(-at_least // step) * step
+    # Unpadded: going up from a lowest level of n pixels gives an exact chain for every n.
+    lowest = 1
+    while True:
+        size = lowest
+        for _ in range(parameters.depth - 1):
+            size = 2 * size - 4
+        if size >= max(at_least, 1):
+            return size
+        lowest += 1
+
+
+def build(parameters: NetworkParameters) -> UNet:
+    """A freshly initialised network."""
+    return UNet(parameters)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable figures."""
+    return sum(p.numel() for p in network.parameters())
+
+
+OLD_PARAMETERS = NetworkParameters()
+
+
+def import_old_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of the KiTS19 system's checkpoint to this module's.
+
+    Args:
+        state: plain state dictionary with or without the prefix ``module.``.
+
+    Raises:
+        ValueError: a key that this network has no place for, or a missing one.
+    """
+    depth = OLD_PARAMETERS.depth
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        parts = key.removeprefix("module.").split(".")
+        match parts:
+            case ["encoder", "encBlocks", level, layer, name]:
+                new = f"encoder.{level}.{_old_layer(layer, key)}.{name}"
+            case ["decoder", "decBlocks", level, layer, name]:
+                new = f"decoder.{level}.{_old_layer(layer, key)}.{name}"
+            case ["decoder", "upconv", level, name]:
+                new = f"up.{level}.layer.{name}"
+            case ["head", name]:
+                new = f"head.{name}"
+            case _:
+                raise ValueError(f"key {key!r} is not one of a {depth}-level KiTS19 U-Net")
+        renamed[new] = value
+    with torch.device("meta"):
+        expected = build(OLD_PARAMETERS).state_dict()
+    for key, value in expected.items():
+        if key not in renamed:
+            raise ValueError(f"{key} is missing from the old checkpoint")
+        if renamed[key].shape != value.shape:
+            raise ValueError(
+                f"{key} has shape {tuple(renamed[key].shape)} instead of {tuple(value.shape)}"
+            )
+    if len(renamed) != len(expected):
+        raise ValueError("the old checkpoint holds more levels than the network")
+    return renamed
+
+
+def _old_layer(layer: str, key: str) -> str:
+    names = {"conv1": "conv1", "conv2": "conv2", "bc1": "norm1", "bc2": "norm2"}
+    if layer not in names:
+        raise ValueError(f"key {key!r} names the unknown layer {layer!r}")
+    return names[layer]

@@ -1,0 +1,600 @@
+"""From probabilities to kidneys: components, size and place, holes, left and right.
+
+Left and right are the patient's and follow from physical position: a voxel is on the left when
+its x coordinate (LPS, growing to the patient's left) exceeds that of the body's midline at its
+height. The order in which a file stores its axes plays no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import cc3d
+import numpy as np
+
+from KidneySegLib.geometry import AxialGrid
+
+LEFT = 1
+RIGHT = 2
+SIDE_NAMES = {LEFT: "left", RIGHT: "right"}
+
+NOTE_NONE = "no kidney found"
+NOTE_HORSESHOE = (
+    "horseshoe kidney: one component across the midline; left and right volumes are its parts on "
+    "each side of the midline"
+)
+
+# A small adult kidney, scarred or end-stage, still has 30 to 60 ml and that of a one-year-old 25
+# to 30 ml, whereas false detections in bowel, spleen or vessels are mostly lumps of less than
+# 3 cm, that is under 15 ml.
+MINIMUM_ML = 15.0
+# An adult kidney is about 100 mm long. A scan that covers less can only show part of it, and so
+# the minimum shrinks in proportion; a component that an end of the scan cuts may be a pole.
+_KIDNEY_LENGTH_MM = 100.0
+_CUT_FRACTION = 1 / 3
+# A further component belongs to the kidney if it is more than a speck and no further away than
+# a missed slice, or a missed rim of a cyst or tumour, explains.
+_PART_ML = 1.0
+_PART_GAP_MM = 10.0
+_PART_GAP_SLICES = 2.5
+# Distances between components are measured between points this far apart.
+_POINTS_MM = 3.0
+# A horseshoe kidney has at least this share of its volume on either side, and within 20 mm of the
+# midline an isthmus: a sagittal section smaller than this share of the largest on either side.
+_HORSESHOE_SHARE = 0.2
+_ISTHMUS_SHARE = 0.6
+_ISTHMUS_MM = 20.0
+_SECTION_MM = 5.0
+# Unless a separate component this large, compared with the part that crosses, is there too.
+_RIVAL_SHARE = 0.5
+# Holes in a slice are filled up to this area. Expert contours leave the renal sinus open, and
+# where parenchyma surrounds it in a slice it is mostly 50 mm2 or more.
+_SLICE_HOLE_MM2 = 25.0
+# 18-connected: 6-connected components cut expert masks at oblique thin rims into dozens of
+# specks; 26-connected ones add nothing but leaks through corners to whatever touches the kidney.
+_CONNECTIVITY: Final = 18
+
+_BODY_HU = -300.0
+_NOT_HU_STEP = 0.02
+_BODY_PIXEL_MM = 3.0
+_BODY_EROSION_MM = 6.0
+_MIDLINE_SLICES = 25
+_MIDLINE_SLOPE_MM = 60.0
+_MIDLINE_STEEPEST = 0.4
+# Two lumps on one side of the body are never as far apart along x as this.
+_PAIR_DISTANCE_MM = 80.0
+
+
+@dataclass(frozen=True)
+class Kidneys:
+    """What was found.
+
+    Attributes
+    ----------
+    labels
+        uint8 axial array of shape (slices, rows, columns): 0 background, 1 left kidney, 2 right.
+    notes
+        Sentences for the report, such as "one kidney found (left)".
+    horseshoe
+        Whether one component across the midline was found, whose halves carry the labels.
+    """
+
+    labels: np.ndarray
+    notes: tuple[str, ...]
+    horseshoe: bool
+
+
+def find_kidneys(
+    probability: np.ndarray,
+    grid: AxialGrid,
+    ct: np.ndarray | None = None,
+    *,
+    threshold: float = 0.5,
+    minimum_ml: float = MINIMUM_ML,
+    keep_small: bool = False,
+) -> Kidneys:
+    """Find the kidneys in the probabilities that a network gave.
+
+    On each side of the midline the largest component is the kidney if it is large enough, and
+    further components close to it are parts of it; the rest is dropped. Cavities are filled, and
+    small holes within a slice.
+
+    Parameters
+    ----------
+    probability
+        Axial array of shape (slices, rows, columns): uint8 with 0..255 for 0..1, floating point
+        0..1, or a bool mask.
+    grid
+        Where the array lies in the patient.
+    ct
+        Axial array of the same shape in HU, from which the body's midline is found. Without it
+        the midline is halfway between the two largest components where they can be a pair of
+        kidneys, else the middle of the image.
+    threshold
+        Least probability that counts as kidney.
+    minimum_ml
+        Least volume of a kidney in a scan that shows it whole; a third of it is enough where an
+        end of the scan cuts it, and in scans of less than 100 mm it shrinks in proportion.
+    keep_small
+        Keep every component of whatever size and place, and only tell left from right.
+
+    Raises
+    ------
+    ValueError
+        The shapes of the arrays and of the grid differ.
+    """
+    for name, array in (("probability", probability), ("ct", ct)):
+        if array is not None and array.shape != grid.shape:
+            raise ValueError(f"{name} has shape {array.shape}, the grid {grid.shape}.")
+
+    labels = np.zeros(grid.shape, np.uint8)
+    mask = _foreground(probability, threshold)
+    box = bounding_box(mask)
+    if box is None:
+        return Kidneys(labels, (NOTE_NONE,), False)
+
+    components = cc3d.connected_components(
+        np.ascontiguousarray(mask[box]), connectivity=_CONNECTIVITY
+    )
+    del mask
+    pieces = _Pieces(components, box, grid)
+    midline = None if ct is None else find_midline(ct, grid, box[0])
+    midline = pieces.settled(midline, minimum_ml)
+    pieces.split(midline)
+
+    left_out: list[str] = []
+    if keep_small:
+        owners, horseshoe = pieces.side, 0
+    else:
+        owners, horseshoe, left_out = _choose(pieces, minimum_ml)
+
+    for ids, side in (
+        (np.array([horseshoe]) if horseshoe else np.array([], int), 0),
+        (np.flatnonzero((owners == LEFT) & (np.arange(len(owners)) != horseshoe)), LEFT),
+        (np.flatnonzero((owners == RIGHT) & (np.arange(len(owners)) != horseshoe)), RIGHT),
+    ):
+        if not ids.size:
+            continue
+        where = pieces.box_of(ids)
+        chosen = np.zeros(len(owners), bool)
+        chosen[ids] = True
+        filled = fill_holes(chosen[components[where]], grid.spacing_mm)
+        target = labels[box][where]  # a view: what is written here is written into `labels`
+        filled &= target == 0
+        target[filled] = side or _sides(midline, grid, where, pieces.first)[filled]
+
+    notes = (*_notes_on(labels, bool(horseshoe)), *left_out)
+    return Kidneys(labels, notes, bool(horseshoe))
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The smallest box of a 3-D mask that holds all its voxels, or None where it has none."""
+    plane = np.asarray(mask.any(axis=0))
+    hits = [
+        np.flatnonzero(at) for at in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    ]
+    if not hits[0].size:
+        return None
+    first, second, third = (slice(int(at[0]), int(at[-1]) + 1) for at in hits)
+    return first, second, third
+
+
+def _foreground(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Where the probability reaches the threshold, as a bool array."""
+    if probability.dtype == np.bool_:
+        return probability
+    if probability.dtype == np.uint8:
+        # Kept in eight bits: the comparison must not make a floating-point copy of the volume.
+        return probability >= np.uint8(max(1, min(255, int(np.ceil(threshold * 255)))))
+    return probability >= threshold
+
+
+# --- the body and its midline -----------------------------------------------------------------
+
+
+def body_mask(
+    ct_slice: np.ndarray, air_hu: float = _BODY_HU, wear: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """The body in an axial slice: the largest piece above `air_hu`, what it encloses included.
+
+    Parameters
+    ----------
+    ct_slice
+        Shape (rows, columns).
+    air_hu
+        What separates the body from air; see `air_threshold`.
+    wear
+        Pixels to wear off along rows and columns before pieces are told apart, which separates
+        arms, blankets and the table from the body.
+
+    Returns
+    -------
+    bool array of shape (rows, columns), all False where nothing is above.
+    """
+    outside = cc3d.connected_components(
+        np.pad(ct_slice <= air_hu, 1, constant_values=True), connectivity=4
+    )
+    tissue = _eroded(outside[1:-1, 1:-1] != outside[0, 0], wear)
+    pieces = cc3d.connected_components(tissue, connectivity=8)
+    counts = np.bincount(pieces.ravel())
+    counts[0] = 0
+    return np.asarray((pieces == counts.argmax()) & tissue)
+
+
+def air_threshold(ct: np.ndarray) -> float:
+    """The intensity that separates the body from air in (a sample of) a CT.
+
+    -300 HU, or, where nothing is as dark as that because the values were clipped or are not HU,
+    just above the darkest.
+    """
+    low, high = (float(value) for value in np.percentile(ct, (5, 95)))
+    return _BODY_HU if low < _BODY_HU else low + _NOT_HU_STEP * (high - low)
+
+
+@dataclass(frozen=True)
+class Midline:
+    """The body's mid-sagittal plane, x = x_mm + slope * (z - z_mm), in LPS mm."""
+
+    x_mm: float
+    slope: float = 0.0
+    z_mm: float = 0.0
+
+    def to_the_left_mm(self, points: np.ndarray) -> np.ndarray:
+        """How far LPS points, shape (..., 3), lie to the patient's left of the plane."""
+        left: np.ndarray = points[..., 0] - self.x_mm - self.slope * (points[..., 2] - self.z_mm)
+        return left
+
+
+def find_midline(ct: np.ndarray, grid: AxialGrid, slices: slice | None = None) -> Midline | None:
+    """The body's midline over some axial slices of a CT.
+
+    In each of a few slices, thinned to pixels of about 3 mm, it is the median over the rows of
+    the middle of the body, so that neither an arm at one side nor a table below decides; over
+    the slices a straight line is fitted by the median of slopes (Theil-Sen), so that single
+    slices do not decide either and a tilted patient is followed.
+
+    Parameters
+    ----------
+    ct
+        Axial array of shape (slices, rows, columns) in HU.
+    slices
+        The range of slices to look at, by default all.
+
+    Returns
+    -------
+    None where no body is seen.
+    """
+    span = slices or slice(0, grid.shape[0])
+    count = min(_MIDLINE_SLICES, span.stop - span.start)
+    chosen = np.unique(np.linspace(span.start, span.stop - 1, count).round().astype(int))
+    steps = tuple(max(1, round(_BODY_PIXEL_MM / mm)) for mm in grid.spacing_mm[1:])
+    thin = np.stack([ct[k, :: steps[0], :: steps[1]] for k in chosen])
+    air = air_threshold(thin)
+    pixel_mm = (steps[0] * grid.spacing_mm[1], steps[1] * grid.spacing_mm[2])
+
+    centres = []
+    for k, picture in zip(chosen, thin, strict=True):
+        centre = _body_centre(picture, air, pixel_mm)
+        if centre is not None:
+            centres.append((k, centre[0] * steps[0], centre[1] * steps[1]))
+    if not centres:
+        return None
+    points = grid.to_physical(np.array(centres, float))
+    x, z = points[:, 0], points[:, 2]
+    slope = 0.0
+    if np.ptp(z) >= _MIDLINE_SLOPE_MM:
+        first, second = np.triu_indices(len(z), 1)
+        apart = np.abs(z[first] - z[second]) >= _MIDLINE_SLOPE_MM / 4
+        first, second = first[apart], second[apart]
+        slope = float(np.median((x[first] - x[second]) / (z[first] - z[second])))
+        slope = float(np.clip(slope, -_MIDLINE_STEEPEST, _MIDLINE_STEEPEST))
+    middle = float(z.mean())
+    return Midline(float(np.median(x - slope * (z - middle))), slope, middle)
+
+
+def _body_centre(
+    picture: np.ndarray, air: float, pixel_mm: tuple[float, float]
+) -> tuple[float, float] | None:
+    """(row, column) in the middle of the body in one thinned slice."""
+    wear = (round(_BODY_EROSION_MM / pixel_mm[0]), round(_BODY_EROSION_MM / pixel_mm[1]))
+    body = body_mask(picture, air, wear)
+    rows = np.flatnonzero(body.any(axis=1))
+    if not rows.size:
+        return None
+    first = body[rows].argmax(axis=1)
+    last = body.shape[1] - 1 - body[rows, ::-1].argmax(axis=1)
+    width = last - first
+    # Rows that reach the edge of the picture on one side only say nothing about the middle.
+    whole = (width >= width.max() / 2) & ((first > 0) == (last < body.shape[1] - 1))
+    if not whole.any():
+        whole = width >= width.max() / 2
+    return float(np.median(rows[whole])), float(np.median((first + last)[whole]) / 2)
+
+
+def _eroded(mask: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
+    """A 2-D mask worn off by `steps` pixels along rows and columns; the picture's edge holds."""
+    for axis, count in enumerate(steps):
+        for _ in range(count):
+            padded = np.pad(
+                mask, [(1, 1) if axis == a else (0, 0) for a in (0, 1)], constant_values=True
+            )
+            mask = (
+                (padded[2:] & mask & padded[:-2])
+                if axis == 0
+                else (padded[:, 2:] & mask & padded[:, :-2])
+            )
+    return mask
+
+
+# --- components -------------------------------------------------------------------------------
+
+
+class _Pieces:
+    """The connected components inside the box of the foreground, by number (0 is background)."""
+
+    def __init__(
+        self, components: np.ndarray, box: tuple[slice, slice, slice], grid: AxialGrid
+    ) -> None:
+        self.components = components
+        self.grid = grid
+        self.first = tuple(part.start for part in box)
+        statistics = cc3d.statistics(components, no_slice_conversion=False)
+        self.ml = statistics["voxel_counts"].astype(float) * grid.voxel_volume_ml
+        self.ml[0] = 0.0
+        self.boxes = statistics["bounding_boxes"]
+        self.centres_mm = grid.to_physical(
+            np.nan_to_num(np.asarray(statistics["centroids"], float)) + np.array(self.first)
+        )
+        last = grid.shape[0] - 1
+        self.cut = np.array(
+            [
+                b[0].start + self.first[0] == 0 or b[0].stop - 1 + self.first[0] == last
+                for b in self.boxes
+            ]
+        )
+        self.left_ml = np.zeros_like(self.ml)
+        self.side = np.zeros(len(self.ml), np.uint8)
+
+    def settled(self, midline: Midline | None, minimum_ml: float) -> Midline:
+        """The midline in the light of the two largest components, where they may be kidneys.
+
+        A pair of kidneys has its middle between them. Without a midline from the CT that is the
+        best there is, short of the middle of the image; with one, it overrules what puts two
+        kidneys far apart on the same side (a picture that shows half of the body).
+        """
+        settled = midline or Midline(
+            float(self.grid.to_physical((np.array(self.grid.shape) - 1) / 2)[0])
+        )
+        believed = self.ml >= self.needed(minimum_ml)
+        pair = [int(n) for n in np.argsort(self.ml)[::-1][:2] if n > 0 and believed[n]]
+        if len(pair) == 2:
+            low, high = sorted(settled.to_the_left_mm(self.centres_mm[pair]).tolist())
+            across = low < 0 < high
+            if (across and midline is None) or (not across and high - low >= _PAIR_DISTANCE_MM):
+                return replace(settled, x_mm=settled.x_mm + (low + high) / 2)
+        return settled
+
+    def split(self, midline: Midline) -> None:
+        """Find how much of each component is on the left, and on which side most of it is."""
+        left = np.zeros(len(self.ml))
+        for k, plane in enumerate(self.components):
+            if plane.any():
+                where = (slice(k, k + 1), slice(0, plane.shape[0]), slice(0, plane.shape[1]))
+                on_left = _sides(midline, self.grid, where, self.first)[0] == LEFT
+                left += np.bincount(plane[on_left], minlength=len(left))
+        self.left_ml = left * self.grid.voxel_volume_ml
+        self.left_ml[0] = 0.0
+        self.side = np.where(self.left_ml * 2 > self.ml, LEFT, RIGHT).astype(np.uint8)
+        self.side[0] = 0
+        self.midline = midline
+
+    def needed(self, minimum_ml: float) -> np.ndarray:
+        """The volume in ml from which on each component is believed to be a kidney."""
+        covered = self.grid.shape[0] * self.grid.spacing_mm[0]
+        fraction = min(1.0, covered / _KIDNEY_LENGTH_MM)
+        return minimum_ml * np.where(self.cut, min(fraction, _CUT_FRACTION), fraction)
+
+    def box_of(self, numbers: np.ndarray) -> tuple[slice, slice, slice]:
+        """The smallest box, counted from the corner `first`, that holds all these components."""
+        boxes = [self.boxes[number] for number in numbers]
+        first, second, third = (
+            slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes))
+            for axis in range(3)
+        )
+        return first, second, third
+
+    def points_mm(self, number: int) -> np.ndarray:
+        """Points about 3 mm apart all over a component, float32 (n, 3), along the axial axes."""
+        box = self.boxes[number]
+        here = self.components[box] == number
+        steps = [max(1, int(_POINTS_MM / mm)) for mm in self.grid.spacing_mm]
+        index = np.argwhere(here[:: steps[0], :: steps[1], :: steps[2]]) * steps
+        if not index.size:  # too thin to be met
+            index = np.argwhere(here)
+        index += [part.start for part in box]
+        points: np.ndarray = (index * np.array(self.grid.spacing_mm)).astype(np.float32)
+        return points
+
+    def is_horseshoe(self, number: int) -> bool:
+        """Whether a component has a body on either side and an isthmus between them."""
+        left, whole = self.left_ml[number], self.ml[number]
+        if min(left, whole - left) < _HORSESHOE_SHARE * whole:
+            return False
+        # Sagittal sections from right to left, as thick as a whole number of columns: else some
+        # would hold one column more than others.
+        column_mm = self.grid.spacing_mm[2]
+        thick_mm = column_mm * np.ceil(_SECTION_MM / column_mm)
+        box = self.boxes[number]
+        sections: dict[int, int] = {}
+        for k in range(box[0].start, box[0].stop):
+            where = (slice(k, k + 1), box[1], box[2])
+            beside = _to_the_left_mm(self.midline, self.grid, where, self.first)
+            at = np.floor(beside[self.components[where] == number] / thick_mm)
+            for place, count in zip(*np.unique(at, return_counts=True), strict=True):
+                sections[int(place)] = sections.get(int(place), 0) + int(count)
+        near = int(np.ceil(_ISTHMUS_MM / thick_mm))
+        for waist in range(-near, near):
+            right = [count for place, count in sections.items() if place < waist]
+            left_of = [count for place, count in sections.items() if place > waist]
+            if (
+                right
+                and left_of
+                and sections.get(waist, 0) <= _ISTHMUS_SHARE * min(max(right), max(left_of))
+            ):
+                return True
+        return False
+
+
+def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[str]]:
+    """Which components are kidneys.
+
+    Returns the side that each component belongs to (0: dropped), the number of the horseshoe
+    kidney or 0, and notes on what was left out.
+    """
+    owners = np.zeros(len(pieces.ml), np.uint8)
+    believed = pieces.ml >= pieces.needed(minimum_ml)
+    believed[0] = False
+    order = [int(n) for n in np.argsort(pieces.ml)[::-1] if n > 0]
+
+    horseshoe = 0
+    if order and believed[order[0]]:
+        one = order[0]
+        parts = {LEFT: pieces.left_ml[one], RIGHT: pieces.ml[one] - pieces.left_ml[one]}
+        # A separate component of the size of a kidney is the kidney of its side, and this one
+        # then crosses because of a tumour.
+        rivals = [
+            n
+            for n in order[1:]
+            if believed[n] and pieces.ml[n] > _RIVAL_SHARE * parts[int(pieces.side[n])]
+        ]
+        if not rivals and pieces.is_horseshoe(one):
+            horseshoe = one
+
+    notes = []
+    for side in (LEFT, RIGHT):
+        mine = [n for n in order if pieces.side[n] == side and n != horseshoe]
+        main = horseshoe or next(iter(mine), 0)
+        if not main or not believed[main]:
+            continue
+        owners[main] = pieces.side[main]
+        body = pieces.points_mm(main)
+        reach = max(_PART_GAP_MM, _PART_GAP_SLICES * pieces.grid.spacing_mm[0])
+        for number in mine:
+            if number == main or pieces.ml[number] < min(_PART_ML, pieces.ml[main] / 10):
+                continue
+            part = pieces.points_mm(number)
+            gap = _gap_mm(part, body)
+            if gap <= reach:
+                owners[number] = side
+                body = np.concatenate([body, part])
+            elif believed[number]:
+                notes.append(
+                    f"a separate region of {pieces.ml[number]:.0f} ml on the "
+                    f"{SIDE_NAMES[side]}, {gap:.0f} mm from the kidney, was left out"
+                )
+    return owners, horseshoe, notes
+
+
+def _gap_mm(some: np.ndarray, others: np.ndarray) -> float:
+    """The least distance between two sets of points, float32 (n, 3), in mm."""
+    chunk = max(1, 4_000_000 // len(others))
+    squares = (others**2).sum(axis=1)
+    least = np.inf
+    for start in range(0, len(some), chunk):
+        part = some[start : start + chunk]
+        distance = (part**2).sum(axis=1)[:, None] + squares - 2 * part @ others.T
+        least = min(least, float(distance.min()))
+    return float(np.sqrt(max(least, 0.0)))
+
+
+def _to_the_left_mm(
+    midline: Midline,
+    grid: AxialGrid,
+    where: tuple[slice, slice, slice],
+    first: tuple[int, ...],
+) -> np.ndarray:
+    """How far the voxels of a box lie to the left of the midline, float32, in mm.
+
+    `where` counts from `first`, the corner of the box of the foreground. Position is an affine
+    function of the index, and so four corners say it all.
+    """
+    start = np.array([part.start for part in where]) + np.array(first)
+    corners = np.vstack([start, start + np.eye(3, dtype=int)])
+    at = midline.to_the_left_mm(grid.to_physical(corners))
+    k, j, i = (
+        (np.arange(part.stop - part.start) * (at[axis + 1] - at[0])).astype(np.float32)
+        for axis, part in enumerate(where)
+    )
+    beside: np.ndarray = np.float32(at[0]) + k[:, None, None] + j[:, None] + i
+    return beside
+
+
+def _sides(
+    midline: Midline,
+    grid: AxialGrid,
+    where: tuple[slice, slice, slice],
+    first: tuple[int, ...],
+) -> np.ndarray:
+    """LEFT or RIGHT for each voxel of a box, uint8."""
+    on_left = _to_the_left_mm(midline, grid, where, first) > 0
+    return np.where(on_left, np.uint8(LEFT), np.uint8(RIGHT))
+
+
+# --- holes and notes --------------------------------------------------------------------------
+
+
+def fill_holes(
+    mask: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    slice_hole_mm2: float = _SLICE_HOLE_MM2,
+) -> np.ndarray:
+    """Fill cavities that are closed in 3-D, and holes within an axial slice up to a size.
+
+    Parameters
+    ----------
+    mask
+        bool axial array of shape (slices, rows, columns). Everything beyond it is outside.
+    spacing_mm
+        Distance between slices, rows and columns.
+    slice_hole_mm2
+        Largest hole in a slice that is filled though it is open to the next slice.
+
+    Returns
+    -------
+    A new bool array of the same shape.
+    """
+    # Background is 6-connected where the kidney is 18-connected, or both could pass through the
+    # same corner.
+    outside = cc3d.connected_components(np.pad(~mask, 1, constant_values=True), connectivity=6)
+    filled: np.ndarray = outside[1:-1, 1:-1, 1:-1] != outside[0, 0, 0]
+
+    most = slice_hole_mm2 / (spacing_mm[1] * spacing_mm[2])
+    for plane in filled:
+        holes = cc3d.connected_components(np.pad(~plane, 1, constant_values=True), connectivity=4)
+        counts = np.bincount(holes.ravel())
+        small = counts <= most
+        small[holes[0, 0]] = False
+        small[0] = False
+        if small.any():
+            plane |= small[holes[1:-1, 1:-1]]
+    return filled
+
+
+def _notes_on(labels: np.ndarray, horseshoe: bool) -> list[str]:
+    """What the report should say about the kidneys that are there."""
+    sides = [side for side in SIDE_NAMES if (labels == side).any()]
+    if not sides:
+        return [NOTE_NONE]
+    notes = []
+    if horseshoe:
+        notes.append(NOTE_HORSESHOE)
+    elif len(sides) == 1:
+        notes.append(f"one kidney found ({SIDE_NAMES[sides[0]]})")
+    ends = labels[[0, -1]]
+    notes += [
+        f"{SIDE_NAMES[side]} kidney is cut off by the end of the scan; its volume is incomplete"
+        for side in sides
+        if (ends == side).any()
+    ]
+    return notes

@@ -1,0 +1,214 @@
+"""Slices through the network: batches, tiles with mirrored borders, precision, device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from KidneySegLib.errors import Cancelled, UsageError
+from KidneySegLib.model import Model
+from KidneySegLib.network import NetworkParameters, margin, valid_size
+from KidneySegLib.preprocess import context_offset, with_context
+
+Progress = Callable[[float], None]
+PRECISIONS = ("auto", "float32", "bfloat16")
+PIXELS_AT_ONCE = 16 * 192 * 256
+TILE = 768
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` to a device that is there.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise UsageError(f"Device {device!r} is not known; use auto, cpu, cuda, cuda:N or mps.")
+    if kind == "cuda" and not (
+        torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+    ):
+        raise UsageError(f"Device {device!r} is not on this machine; use --device cpu.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("Device 'mps' is not on this machine; use --device cpu.")
+    return torch.device(device)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, so that it is faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return False
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """``auto`` to ``bfloat16`` where the device is good at it, else ``float32``."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"Precision {precision!r} is not known; use {', '.join(PRECISIONS)}.")
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
+
+
+class TorchBackend:
+    """Runs a model's network with torch: batches of scaled slices to kidney probabilities.
+
+    Args:
+        network: used instead of the model's stored weights (a network in training).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: str = "auto",
+        precision: str = "auto",
+        network: torch.nn.Module | None = None,
+    ):
+        self.model = model
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        # Channels last is what the processors' convolutions are fastest with.
+        self.network = (network or model.load_network()).to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """float32 ``(N, channels, rows, columns)`` to float32 ``(N, rows', columns')``."""
+        slices = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
+        reduced = self.precision == "bfloat16"
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=reduced),
+        ):
+            logits = self.network(slices).float()
+        if self.model.activation == "softmax":
+            channels = torch.softmax(logits, dim=1)[:, list(self.model.kidney_channels)]
+            probability = channels.sum(1)
+        else:
+            channels = torch.sigmoid(logits)[:, list(self.model.kidney_channels)]
+            probability = channels.amax(1)
+        return probability.cpu().numpy()
+
+
+def predict(
+    working: np.ndarray,
+    slice_spacing_mm: float,
+    backend: TorchBackend,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    tile: int = TILE,
+) -> np.ndarray:
+    """Kidney probability of every pixel of a scaled working volume.
+
+    Args:
+        working: float32 ``(slices, rows, columns)``, scaled to the model's input range.
+        slice_spacing_mm: distance of its slices.
+        tile: slices with more rows or columns than this go through in overlapping tiles.
+
+    Returns:
+        float16 array of the same shape.
+
+    Raises:
+        Cancelled: as soon as ``cancelled()`` is true between two batches.
+    """
+    network = backend.model.network
+    offset = context_offset(slice_spacing_mm, backend.model.preprocessing)
+    slices, rows, columns = working.shape
+    out = np.zeros(working.shape, np.float16)
+    tiles = _tiles(rows, columns, network, tile)
+    height, width = tiles[0][2] + 2 * tiles[0][4], tiles[0][3] + 2 * tiles[0][4]
+    at_once = max(1, PIXELS_AT_ONCE // (height * width))
+    for start in range(0, slices, at_once):
+        index = np.arange(start, min(start + at_once, slices))
+        neighbours = with_context(slices, index, network.context_slices, offset)
+        for top, left, high, wide, border in tiles:
+            if cancelled is not None and cancelled():
+                raise Cancelled("Cancelled; nothing was written.")
+            batch = _cut(working, neighbours, top, left, high, wide, border)
+            answer = backend(batch)
+            inner = _inner(top, high, rows, tile), _inner(left, wide, columns, tile)
+            (r0, r1), (c0, c1) = inner
+            out[index[0] : index[-1] + 1, r0:r1, c0:c1] = answer[
+                :, r0 - top : r1 - top, c0 - left : c1 - left
+            ]
+        if progress is not None:
+            progress((int(index[-1]) + 1) / slices)
+    return out
+
+
+OVERLAP = 64
+
+
+def _tiles(
+    rows: int, columns: int, network: NetworkParameters, tile: int
+) -> list[tuple[int, int, int, int, int]]:
+    """(top, left, output rows, output columns, border) of tiles that cover a slice.
+
+    Padded networks see some surroundings because tiles overlap; unpadded ones because the border
+    of each tile is read from the slice, mirrored beyond its edge (overlap-tile strategy of the
+    U-Net paper).
+    """
+    border = margin(network)
+    starts = []
+    for length in (rows, columns):
+        size = valid_size(network, min(length, tile))
+        if length <= tile:
+            starts.append([(0, size)])
+        else:
+            step = max(1, size - OVERLAP)
+            count = -(-(length - size) // step) + 1
+            starts.append([(min(i * step, max(0, length - size)), size) for i in range(count)])
+    return [(top, left, high, wide, border) for top, high in starts[0] for left, wide in starts[1]]
+
+
+def _inner(start: int, size: int, length: int, tile: int) -> tuple[int, int]:
+    """The part of a tile that is kept: without half the overlap, except at the slice's edges."""
+    if length <= tile:
+        return 0, length
+    first = start if start == 0 else start + OVERLAP // 2
+    last = length if start + size >= length else start + size
+    return first, min(last, length)
+
+
+def _cut(
+    working: np.ndarray,
+    neighbours: np.ndarray,
+    top: int,
+    left: int,
+    high: int,
+    wide: int,
+    border: int,
+) -> np.ndarray:
+    """The network's input for one tile: (N, channels, high + 2 border, wide + 2 border).
+
+    What lies beyond the slice is its mirror image.
+    """
+    _, rows, columns = working.shape
+    r0, r1 = top - border, top + high + border
+    c0, c1 = left - border, left + wide + border
+    inside = working[:, max(r0, 0) : min(r1, rows), max(c0, 0) : min(c1, columns)]
+    batch = np.ascontiguousarray(inside[neighbours])
+    pads = (max(-c0, 0), max(c1 - columns, 0), max(-r0, 0), max(r1 - rows, 0))
+    return batch if not any(pads) else _mirror(batch, pads)
+
+
+def _mirror(batch: np.ndarray, pads: tuple[int, int, int, int]) -> np.ndarray:
+    """Reflect as often as it takes: a border may be wider than the slice itself."""
+    left, right, top, bottom = pads
+    widths = ((0, 0), (0, 0), (top, bottom), (left, right))
+    shape = batch.shape
+    if max(left, right) < shape[-1] and max(top, bottom) < shape[-2]:
+        padded = functional.pad(torch.from_numpy(batch), pads, mode="reflect")
+        return padded.numpy()
+    return np.pad(batch, widths, mode="reflect" if min(shape[-2:]) > 1 else "edge")

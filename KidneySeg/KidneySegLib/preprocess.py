@@ -1,0 +1,265 @@
+"""From axial HU slices to what the network sees, and its answer back onto the CT's own slices.
+
+The network works on a *working grid*: slices thinned to about ``slice_mm``, pixels of about
+``pixel_mm``, cropped to the body. Both directions are separable linear maps between voxel centres,
+so what goes through unchanged comes back where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+AIR_HU = -1024
+BODY_HU = -300
+CLIPPED_AIR_HU = 4
+BODY_MARGIN_MM = 12.0
+SLICES_AT_ONCE = 16
+SCALINGS = ("window", "minmax")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a CT is made ready for a network; stored as ``preprocessing`` in ``model.json``.
+
+    Attributes:
+        window_hu: intensities below and above are clipped.
+        scaling: ``window`` maps ``window_hu`` to 0..1; ``minmax`` maps each volume's own minimum
+            and maximum to 0..1 and clips nothing (the KiTS19 system).
+        pixel_mm: pixel size of the working grid; None keeps the pixels of the CT.
+        slice_mm: slices thinner than half of this are averaged in groups up to it; None keeps
+            every slice.
+        context_mm: distance of the neighbouring slices of a 2.5-D network.
+        crop: leave out the air around the body.
+    """
+
+    window_hu: tuple[float, float] = (-125.0, 275.0)
+    scaling: str = "window"
+    pixel_mm: float | None = None
+    slice_mm: float | None = None
+    context_mm: float = 3.0
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.window_hu
+        if not low < high:
+            raise ValueError(f"window_hu must be a lower and a higher figure, not {low}, {high}")
+        if self.scaling not in SCALINGS:
+            raise ValueError(f"scaling must be one of {SCALINGS}, not {self.scaling!r}")
+        for name in ("pixel_mm", "slice_mm", "context_mm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 100:
+                raise ValueError(f"{name} must be between 0 and 100 mm, not {value!r}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read the entry of a model; raises ValueError naming what is not known."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown preprocessing {', '.join(unknown)}")
+        window = tuple(float(v) for v in values.get("window_hu", cls.window_hu))
+        if len(window) != 2:
+            raise ValueError("window_hu must be two figures")
+        return cls(**{**values, "window_hu": window})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class WorkingGrid:
+    """Where a working volume lies in the axial volume it was made from.
+
+    Attributes:
+        full_shape: (slices, rows, columns) of the axial volume.
+        group: slices averaged into one working slice (1: none).
+        shape: (rows, columns) of the resampled slice before cropping.
+        box: (top, bottom, left, right) of the crop within ``shape``.
+        spacing_mm: (slice, row, column) of the working volume.
+    """
+
+    full_shape: tuple[int, int, int]
+    group: int
+    shape: tuple[int, int]
+    box: tuple[int, int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def slices(self) -> int:
+        return -(-self.full_shape[0] // self.group)
+
+
+def _resize(slices: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """(N, rows, columns) to (N, *shape), linear between pixel centres, averaged when shrinking."""
+    if tuple(slices.shape[-2:]) == shape:
+        return slices
+    return functional.interpolate(
+        slices[:, None], size=shape, mode="bilinear", align_corners=False, antialias=True
+    )[:, 0]
+
+
+def plan(
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    preprocessing: Preprocessing,
+) -> WorkingGrid:
+    """The working grid of an axial volume, not cropped yet."""
+    slice_mm, row_mm, column_mm = spacing_mm
+    group = 1
+    if preprocessing.slice_mm is not None:
+        group = max(1, int(preprocessing.slice_mm / slice_mm + 1e-3))
+    rows, columns = shape[1:]
+    if preprocessing.pixel_mm is not None:
+        rows = max(1, round(rows * row_mm / preprocessing.pixel_mm))
+        columns = max(1, round(columns * column_mm / preprocessing.pixel_mm))
+    return WorkingGrid(
+        full_shape=shape,
+        group=group,
+        shape=(rows, columns),
+        box=(0, rows, 0, columns),
+        spacing_mm=(
+            slice_mm * group,
+            row_mm * shape[1] / rows,
+            column_mm * shape[2] / columns,
+        ),
+    )
+
+
+def resample(volume: np.ndarray, grid: WorkingGrid) -> np.ndarray:
+    """An axial volume on the uncropped working grid, float32, a few slices at a time.
+
+    Args:
+        volume: (slices, rows, columns) of any real type; labels may be given as 0 and 1.
+
+    Returns:
+        float32 array of shape (grid.slices, *grid.shape).
+    """
+    out = np.empty((grid.slices, *grid.shape), np.float32)
+    step = max(1, SLICES_AT_ONCE // grid.group)
+    for start in range(0, grid.slices, step):
+        stop = min(start + step, grid.slices)
+        part = volume[start * grid.group : stop * grid.group]
+        small = _resize(torch.from_numpy(np.ascontiguousarray(part, np.float32)), grid.shape)
+        out[start:stop] = _group_mean(small.numpy(), grid.group)
+    return out
+
+
+def _group_mean(slices: np.ndarray, group: int) -> np.ndarray:
+    if group == 1:
+        return slices
+    starts = np.arange(0, len(slices), group)
+    sums = np.add.reduceat(slices, starts, axis=0)
+    counts = np.diff(np.append(starts, len(slices)))
+    return np.asarray(sums / counts[:, None, None], np.float32)
+
+
+def body_box(working: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[int, ...]:
+    """(top, bottom, left, right) of the box that holds the body in every working slice.
+
+    Rows and columns count as body where the body is at least 20 mm wide in some slice, which
+    leaves out thin tables and lines. Where air was clipped away (volumes stored from -125 or from 0
+    HU) the body is what rises above the clip. A volume of nothing but air is kept whole.
+    """
+    threshold = max(BODY_HU, float(working.min()) + CLIPPED_AIR_HU)
+    _, row_mm, column_mm = spacing_mm
+    rows = np.zeros(working.shape[1], bool)
+    columns = np.zeros(working.shape[2], bool)
+    for hu in working:
+        body = hu > threshold
+        rows |= body.sum(1) * column_mm > 20
+        columns |= body.sum(0) * row_mm > 20
+    if not rows.any() or not columns.any():
+        return 0, working.shape[1], 0, working.shape[2]
+    box: list[int] = []
+    for inside, mm in ((rows, row_mm), (columns, column_mm)):
+        margin = round(BODY_MARGIN_MM / mm)
+        index = np.flatnonzero(inside)
+        box += [max(0, int(index[0]) - margin), min(len(inside), int(index[-1]) + 1 + margin)]
+    return tuple(box)
+
+
+def to_working(
+    volume: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    preprocessing: Preprocessing,
+) -> tuple[np.ndarray, WorkingGrid]:
+    """An axial HU volume on its working grid.
+
+    Returns:
+        float32 HU array of shape (slices, rows, columns), not scaled yet, and its grid.
+    """
+    grid = plan(_shape(volume), spacing_mm, preprocessing)
+    working = resample(volume, grid)
+    if preprocessing.crop:
+        top, bottom, left, right = body_box(working, grid.spacing_mm)
+        grid = WorkingGrid(
+            grid.full_shape, grid.group, grid.shape, (top, bottom, left, right), grid.spacing_mm
+        )
+        working = np.ascontiguousarray(working[:, top:bottom, left:right])
+    return working, grid
+
+
+def _shape(volume: np.ndarray) -> tuple[int, int, int]:
+    slices, rows, columns = volume.shape
+    return slices, rows, columns
+
+
+def scale(working: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """HU to what the network was trained on, in place; see `Preprocessing.scaling`."""
+    if preprocessing.scaling == "minmax":
+        low, high = float(working.min()), float(working.max())
+    else:
+        low, high = preprocessing.window_hu
+        np.clip(working, low, high, out=working)
+    working -= low
+    working /= max(high - low, 1e-6)
+    return working
+
+
+def context_offset(slice_spacing_mm: float, preprocessing: Preprocessing) -> int:
+    """How many working slices away a neighbour of a 2.5-D network lies, at least one."""
+    return max(1, round(preprocessing.context_mm / slice_spacing_mm))
+
+
+def with_context(slices: int, index: np.ndarray, context_slices: int, offset: int) -> np.ndarray:
+    """Slice numbers that make the channels of each ``index``: (N,) to (N, context_slices).
+
+    Beyond the first and last slice the end slice is repeated.
+    """
+    steps = (np.arange(context_slices) - context_slices // 2) * offset
+    return np.clip(index[:, None] + steps, 0, slices - 1)
+
+
+def back_to_full(probability: np.ndarray, grid: WorkingGrid) -> Iterator[tuple[int, np.ndarray]]:
+    """Working probabilities on the axial grid, slice by slice, only where there is anything.
+
+    Args:
+        probability: (slices, rows, columns) of the cropped working grid, float16 or float32.
+
+    Yields:
+        ``(slice, uint8 array (rows, columns))`` with 255 for certainty, for the axial slices
+        whose probability reaches 1/255 somewhere. Slices that are not yielded are zero.
+    """
+    top, bottom, left, right = grid.box
+    busy = probability.reshape(len(probability), -1).max(1) >= 1 / 255
+    positions = (np.arange(grid.full_shape[0]) + 0.5) / grid.group - 0.5
+    # The last group may be shorter: its centre is nearer, which only matters within that group.
+    below = np.clip(np.floor(positions).astype(int), 0, len(probability) - 1)
+    above = np.clip(below + 1, 0, len(probability) - 1)
+    weight = np.clip(positions - below, 0, 1)
+    for index in range(grid.full_shape[0]):
+        low, high, share = int(below[index]), int(above[index]), float(weight[index])
+        if not (busy[low] or (busy[high] and share > 0)):
+            continue
+        part = probability[low].astype(np.float32)
+        if share > 0:
+            part = (1 - share) * part + share * probability[high]
+        small = np.zeros(grid.shape, np.float32)
+        small[top:bottom, left:right] = part
+        full = _resize(torch.from_numpy(small)[None], grid.full_shape[1:])[0].numpy()
+        yield index, np.asarray(np.rint(full * 255), np.uint8)

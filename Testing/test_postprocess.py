@@ -1,0 +1,476 @@
+"""Kidneys from probabilities: which components, which side, which holes, which notes."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from KidneySegLib.geometry import AxialGrid, from_axial, to_axial
+from KidneySegLib.postprocess import (
+    LEFT,
+    NOTE_HORSESHOE,
+    NOTE_NONE,
+    RIGHT,
+    fill_holes,
+    find_kidneys,
+    find_midline,
+)
+
+SHARED_CASES = Path(__file__).resolve().parents[2] / "shared" / "data" / "cases"
+CUT = "{} kidney is cut off by the end of the scan; its volume is incomplete"
+
+
+class Patient:
+    """Ellipsoids in a body, placed in mm from its middle: x to the left, y back, z to the head."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (36, 60, 84),
+        spacing_mm: tuple[float, float, float] = (5.0, 4.0, 4.0),
+        middle_x_mm: float = 0.0,
+        tilt: float = 0.0,
+    ) -> None:
+        image = sitk.Image(*(int(n) for n in shape[::-1]), sitk.sitkUInt8)
+        image.SetSpacing(spacing_mm[::-1])
+        image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
+        self.grid: AxialGrid = to_axial(image)[1]
+        self.mask = np.zeros(shape, bool)
+        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+        centre = self.grid.to_physical((np.array(shape) - 1) / 2)
+        x, self.y, self.z = np.moveaxis(self.grid.to_physical(index) - centre, -1, 0)
+        self.x = x - middle_x_mm - tilt * self.z
+        self.ct = np.full(shape, -1000, np.int16)
+        self.ct[(self.x / 130) ** 2 + (self.y / 90) ** 2 < 1] = 30
+
+    def at(
+        self, place: tuple[float, float, float], radii: tuple[float, float, float]
+    ) -> np.ndarray:
+        """The voxels of an ellipsoid."""
+        axes = zip((self.x, self.y, self.z), place, radii, strict=True)
+        return np.asarray(sum(((at - p) / r) ** 2 for at, p, r in axes) < 1)
+
+    def add(
+        self, place: tuple[float, float, float], radii: tuple[float, float, float]
+    ) -> np.ndarray:
+        """Mark an ellipsoid as kidney and return where it is."""
+        here = self.at(place, radii)
+        self.mask |= here
+        return here
+
+    def left(self) -> np.ndarray:
+        return self.add((60, 25, 0), (25, 25, 50))
+
+    def right(self) -> np.ndarray:
+        return self.add((-60, 25, -10), (25, 25, 50))
+
+
+def test_two_kidneys_become_left_and_right_without_a_note() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert found.labels.dtype == np.uint8
+    assert np.array_equal(found.labels == LEFT, left)
+    assert np.array_equal(found.labels == RIGHT, right)
+    assert found.notes == () and not found.horseshoe
+
+
+@pytest.mark.parametrize("with_ct", [True, False])
+def test_left_and_right_follow_physical_x_and_not_the_array_index(with_ct: bool) -> None:
+    patient = Patient((18, 30, 42), (10.0, 8.0, 8.0))
+    left, right = patient.left(), patient.right()
+    truth = from_axial(left * np.uint8(LEFT) + right * np.uint8(RIGHT), patient.grid)
+    ct = from_axial(patient.ct, patient.grid)
+    tried = 0
+    for order, flips in product(permutations(range(3)), product((False, True), repeat=3)):
+        stored, stored_ct = (
+            sitk.Flip(sitk.PermuteAxes(image, order), flips, False) for image in (truth, ct)
+        )
+        axial, grid = to_axial(stored)
+        seen = to_axial(stored_ct)[0] if with_ct else None
+        labels = from_axial(find_kidneys(axial > 0, grid, seen).labels, grid)
+        assert np.array_equal(
+            sitk.GetArrayViewFromImage(labels), sitk.GetArrayViewFromImage(stored)
+        ), (order, flips)
+        tried += 1
+    assert tried == 48
+
+
+@pytest.mark.parametrize("degrees", [-12, 12])
+def test_an_oblique_volume_keeps_its_sides(degrees: float) -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    images = [from_axial(a, patient.grid) for a in (left.astype(np.uint8), patient.ct)]
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
+    for image in images:
+        turned = turn @ np.array(image.GetDirection()).reshape(3, 3)
+        image.SetDirection(turned.ravel().tolist())
+    _, grid = to_axial(images[0])
+    found = find_kidneys(patient.mask, grid, to_axial(images[1])[0])
+    assert np.array_equal(found.labels == LEFT, left)
+    assert np.array_equal(found.labels == RIGHT, right)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, bool])
+def test_every_form_of_probability_is_cut_at_the_threshold(dtype: type) -> None:
+    patient = Patient()
+    left = patient.left()
+    probability = np.where(left, 0.6, 0.1)
+    if dtype is np.uint8:
+        given = np.round(probability * 255).astype(np.uint8)
+    elif dtype is bool:
+        given = left
+    else:
+        given = probability.astype(dtype)
+    assert np.array_equal(find_kidneys(given, patient.grid).labels > 0, left)
+    if dtype is not bool:
+        strict = find_kidneys(given, patient.grid, threshold=0.7)
+        assert not strict.labels.any()
+
+
+def test_a_threshold_of_one_half_takes_128_of_255_and_not_127() -> None:
+    patient = Patient()
+    left = patient.left()
+    assert find_kidneys(left * np.uint8(128), patient.grid).labels.any()
+    assert not find_kidneys(left * np.uint8(127), patient.grid).labels.any()
+
+
+def test_read_only_views_with_negative_strides_are_taken_as_they_are() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    probability = np.ascontiguousarray((patient.mask * np.uint8(255)).T[::-1]).T[..., ::-1]
+    probability.flags.writeable = False
+    labels = find_kidneys(probability, patient.grid, patient.ct[:]).labels
+    assert np.array_equal(labels, left * LEFT + right * RIGHT)
+
+
+# --- how many ---------------------------------------------------------------------------------
+
+
+def test_nothing_is_no_kidney() -> None:
+    patient = Patient()
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert found.notes == (NOTE_NONE,) == ("no kidney found",)
+    assert found.labels.shape == patient.grid.shape and not found.labels.any()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("with_ct", [True, False])
+def test_one_kidney_is_reported_with_its_side(side: str, with_ct: bool) -> None:
+    patient = Patient()
+    getattr(patient, side)()
+    found = find_kidneys(patient.mask, patient.grid, patient.ct if with_ct else None)
+    assert found.notes == (f"one kidney found ({side})",)
+    assert set(np.unique(found.labels)) == {0, LEFT if side == "left" else RIGHT}
+
+
+def test_a_lump_too_small_for_a_kidney_is_none() -> None:
+    patient = Patient()
+    patient.add((60, 25, 0), (14, 14, 14))  # 11 ml
+    assert find_kidneys(patient.mask, patient.grid, patient.ct).notes == (NOTE_NONE,)
+    assert find_kidneys(patient.mask, patient.grid, patient.ct, minimum_ml=8).notes == (
+        "one kidney found (left)",
+    )
+
+
+def test_keep_small_keeps_everything_on_its_side() -> None:
+    patient = Patient()
+    patient.left()
+    patient.add((-60, 25, 0), (10, 10, 10))
+    patient.add((90, -20, 60), (8, 8, 8))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct, keep_small=True)
+    assert np.array_equal(found.labels > 0, patient.mask)
+    assert np.array_equal(found.labels == LEFT, patient.mask & (patient.x > 0))
+
+
+def test_a_false_detection_in_the_spleen_does_not_make_the_left_kidney_a_right_one() -> None:
+    patient = Patient()
+    left = patient.left()
+    spleen = patient.add((95, 10, 75), (18, 22, 12))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert np.array_equal(found.labels == LEFT, left)
+    assert not found.labels[spleen].any()
+    assert found.notes[0] == "one kidney found (left)"
+    assert "was left out" in found.notes[1] and "on the left" in found.notes[1]
+    without_ct = find_kidneys(patient.mask, patient.grid)
+    assert np.array_equal(without_ct.labels == LEFT, left)
+
+
+def test_a_part_cut_off_by_a_missed_slice_stays_with_its_kidney_and_a_far_one_goes() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    gap = slice(20, 21)
+    patient.mask[gap] = False
+    far = patient.add((100, -50, 60), (12, 12, 12))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    kept = patient.mask & ~far
+    assert np.array_equal(found.labels == LEFT, left & kept)
+    assert np.array_equal(found.labels == RIGHT, right & kept)
+
+
+def test_specks_beside_a_kidney_are_dropped() -> None:
+    patient = Patient()
+    left = patient.left()
+    speck = patient.add((92, 25, 0), (4.5, 4.5, 5.5))
+    assert speck.any()
+    labels = find_kidneys(patient.mask, patient.grid, patient.ct).labels
+    assert np.array_equal(labels > 0, left)
+
+
+# --- the midline ------------------------------------------------------------------------------
+
+
+def test_a_patient_away_from_the_middle_of_the_image_keeps_both_sides() -> None:
+    patient = Patient(shape=(36, 60, 130), middle_x_mm=100)
+    left, right = patient.left(), patient.right()
+    for ct in (patient.ct, None):
+        labels = find_kidneys(patient.mask, patient.grid, ct).labels
+        assert np.array_equal(labels == LEFT, left)
+        assert np.array_equal(labels == RIGHT, right)
+
+
+def test_one_kidney_of_a_patient_far_from_the_middle_is_told_by_the_body() -> None:
+    patient = Patient(shape=(36, 60, 130), middle_x_mm=100)
+    patient.right()
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert found.notes == ("one kidney found (right)",)
+
+
+def test_the_midline_follows_a_tilted_patient() -> None:
+    patient = Patient(shape=(40, 60, 110), tilt=-0.35)
+    # Near the midline, high and low: an upright midline would swap them.
+    high = patient.add((19, 25, 75), (18, 25, 24))
+    low = patient.add((-19, 25, -75), (18, 25, 24))
+    axial_x_mm = patient.x - 0.35 * patient.z
+    assert axial_x_mm[high].mean() < 0 < axial_x_mm[low].mean()
+    midline = find_midline(patient.ct, patient.grid)
+    assert midline is not None and midline.slope == pytest.approx(-0.35, abs=0.03)
+    labels = find_kidneys(patient.mask, patient.grid, patient.ct).labels
+    assert np.array_equal(labels == LEFT, high)
+    assert np.array_equal(labels == RIGHT, low)
+
+
+@pytest.mark.parametrize("what", ["table", "arm", "blanket", "clipped", "cut", "gas"])
+def test_the_midline_is_not_misled(what: str) -> None:
+    patient = Patient(shape=(20, 70, 110), spacing_mm=(8.0, 3.0, 3.0))
+    ct, x, y = patient.ct, patient.x, patient.y
+    if what == "table":
+        ct[(y > 90) & (y < 99) & (x > -40)] = 100
+    elif what == "arm":  # beside the body, touching it
+        ct[((x - 146) / 22) ** 2 + (y / 30) ** 2 < 1] = 40
+    elif what == "blanket":
+        ct[(y < -60) & (y > -72) & (x > 0)] = -50
+    elif what == "clipped":
+        fat = np.random.default_rng(1).normal(-95, 20, ct.shape)
+        skin = ((x / 126) ** 2 + (y / 86) ** 2 > 1) & (ct > -300) & (x < 60)
+        liver = ((x + 60) / 45) ** 2 + (y / 60) ** 2 < 1
+        ct[:] = np.clip(np.where(ct > -300, fat, -1000), -125, 275)
+        ct[skin | liver] = 60
+    elif what == "cut":  # the picture ends within the body on the left
+        ct = ct[:, :, :85]
+    elif what == "gas":
+        ct[((x - 70) / 50) ** 2 + ((y + 40) / 30) ** 2 < 1] = -950
+    midline = find_midline(ct, Patient(ct.shape, (8.0, 3.0, 3.0)).grid)
+    assert midline is not None
+    middle_mm = patient.grid.to_physical([10, 35, 54.5])[0]
+    assert midline.x_mm == pytest.approx(middle_mm, abs=12)
+
+
+def test_without_a_body_in_the_ct_the_kidneys_tell_their_sides() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    assert find_midline(np.full_like(patient.ct, -1000), patient.grid) is None
+    labels = find_kidneys(patient.mask, patient.grid, np.full_like(patient.ct, -1000)).labels
+    assert np.array_equal(labels, left * LEFT + right * RIGHT)
+
+
+def test_a_picture_of_half_the_body_does_not_put_both_kidneys_on_one_side() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    patient.ct[patient.x < 20] = -1000
+    midline = find_midline(patient.ct, patient.grid)
+    assert (
+        midline is not None and midline.to_the_left_mm(patient.grid.to_physical([18, 36, 56])) < 0
+    )
+    labels = find_kidneys(patient.mask, patient.grid, patient.ct).labels
+    assert np.array_equal(labels, left * LEFT + right * RIGHT)
+
+
+# --- across the midline -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column_mm", [2.0, 4.0, 6.0])
+def test_a_horseshoe_kidney_is_reported_and_split_at_the_midline(column_mm: float) -> None:
+    patient = Patient(shape=(36, 50, round(340 / column_mm)), spacing_mm=(5.0, 4.0, column_mm))
+    patient.left()
+    patient.add((-60, 25, 0), (25, 25, 50))
+    patient.add((0, 10, -35), (60, 10, 11))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert found.horseshoe
+    assert found.notes == (NOTE_HORSESHOE,)
+    assert np.array_equal(found.labels > 0, fill_holes(patient.mask, patient.grid.spacing_mm))
+    assert (found.labels[(patient.x > 8) & patient.mask] == LEFT).all()
+    assert (found.labels[(patient.x < -8) & patient.mask] == RIGHT).all()
+
+
+def test_a_tumour_across_the_midline_is_no_horseshoe_beside_another_kidney() -> None:
+    patient = Patient()
+    right = patient.right()
+    patient.left()
+    patient.add((5, 0, 10), (38, 38, 38))
+    assert (right & patient.at((5, 0, 10), (38, 38, 38))).sum() == 0
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert not found.horseshoe and found.notes == ()
+    assert np.array_equal(found.labels == RIGHT, right)
+    assert (found.labels[patient.mask & ~right] == LEFT).all()
+
+
+def test_a_tumour_with_a_neck_is_no_horseshoe_beside_another_kidney() -> None:
+    patient = Patient()
+    patient.left()
+    patient.add((30, 12, 5), (16, 9, 9))
+    patient.add((-8, 0, 10), (30, 30, 30))
+    alone = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert alone.horseshoe
+    right = patient.add((-80, 40, -10), (25, 25, 50))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert not found.horseshoe and found.notes == ()
+    assert np.array_equal(found.labels == RIGHT, right)
+
+
+@pytest.mark.parametrize("column_mm", [2.0, 3.0, 4.0, 7.0])
+def test_a_single_kidney_with_a_tumour_across_the_midline_is_no_horseshoe(
+    column_mm: float,
+) -> None:
+    patient = Patient(shape=(36, 50, round(340 / column_mm)), spacing_mm=(5.0, 4.0, column_mm))
+    patient.left()
+    patient.add((10, 10, 0), (50, 45, 45))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert not found.horseshoe
+    assert found.notes == ("one kidney found (left)",)
+
+
+def test_a_bit_across_the_midline_is_no_horseshoe() -> None:
+    patient = Patient()
+    left = patient.left()
+    patient.add((20, 15, 0), (32, 10, 10))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert not found.horseshoe and left.any()
+    assert np.array_equal(found.labels == LEFT, patient.mask)
+
+
+# --- short scans ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", ["first", "last"])
+def test_a_kidney_at_the_end_of_the_scan_is_said_to_be_cut_off(ends: str) -> None:
+    patient = Patient()
+    patient.left()
+    patient.right()
+    part = slice(None, 20) if ends == "last" else slice(18, None)
+    shape = patient.mask[part].shape
+    grid = Patient(shape=shape).grid
+    notes = find_kidneys(patient.mask[part], grid, patient.ct[part]).notes
+    assert notes == (CUT.format("left"), CUT.format("right"))
+
+
+def test_the_pole_of_a_kidney_at_the_end_of_a_long_scan_is_kept() -> None:
+    patient = Patient()
+    pole = patient.add((60, 25, 95), (20, 20, 20))  # less than half of it, and under 15 ml
+    assert 5 < pole.sum() * patient.grid.voxel_volume_ml < 15
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert np.array_equal(found.labels == LEFT, pole)
+    assert found.notes == ("one kidney found (left)", CUT.format("left"))
+
+
+def test_a_single_slice_holds_kidneys_but_no_specks() -> None:
+    patient = Patient(shape=(1, 60, 84))
+    left, right = patient.left(), patient.right()
+    patient.add((0, -50, 0), (6, 6, 6))
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert np.array_equal(found.labels, left * LEFT + right * RIGHT)
+    assert found.notes == (CUT.format("left"), CUT.format("right"))
+
+
+def test_a_scan_of_a_few_slices_holds_kidneys() -> None:
+    patient = Patient(shape=(3, 60, 84), spacing_mm=(3.0, 4.0, 4.0))
+    left, right = patient.left(), patient.right()
+    assert left.sum() * patient.grid.voxel_volume_ml < 20
+    labels = find_kidneys(patient.mask, patient.grid, patient.ct).labels
+    assert np.array_equal(labels, left * LEFT + right * RIGHT)
+
+
+# --- holes ------------------------------------------------------------------------------------
+
+
+def test_a_closed_cavity_is_filled_and_an_open_sinus_is_not() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    cavity = patient.at((60, 25, 0), (10, 10, 15))
+    sinus = (np.abs(patient.y - 25) < 6) & (np.abs(patient.z + 10) < 10) & (patient.x > -60)
+    sinus &= right
+    labels = find_kidneys(patient.mask & ~cavity & ~sinus, patient.grid, patient.ct).labels
+    assert np.array_equal(labels == LEFT, left)
+    assert np.array_equal(labels == RIGHT, right & ~sinus)
+
+
+def test_a_tunnel_through_the_slices_is_filled_only_where_it_is_narrow() -> None:
+    mask = np.zeros((9, 30, 30), bool)
+    mask[1:-1, 2:28, 2:28] = True
+    whole = mask.copy()
+    mask[:, 5, 5] = False  # 4 mm2 in a slice
+    mask[:, 15:21, 15:21] = False  # 144 mm2
+    filled = fill_holes(mask, (5.0, 2.0, 2.0))
+    whole[:, 15:21, 15:21] = False
+    assert np.array_equal(filled, whole)
+
+
+def test_a_cavity_is_closed_by_voxels_that_meet_at_edges() -> None:
+    mask = np.zeros((5, 5, 5), bool)
+    mask[[1, 3, 2, 2, 2, 2], [2, 2, 1, 3, 2, 2], [2, 2, 2, 2, 1, 3]] = True
+    filled = fill_holes(mask, (9.0, 9.0, 9.0))
+    assert filled[2, 2, 2] and filled.sum() == 7
+
+
+def test_a_dent_in_a_tiny_mask_is_no_hole() -> None:
+    mask = np.ones((1, 4, 4), bool)
+    mask[0, 0, :2] = False
+    assert np.array_equal(fill_holes(mask, (1.0, 0.3, 0.3)), mask)
+
+
+def test_what_lies_inside_a_closed_shell_becomes_part_of_it() -> None:
+    patient = Patient()
+    shell = patient.at((60, 25, 0), (40, 40, 50)) & ~patient.at((60, 25, 0), (30, 30, 40))
+    inner = patient.at((60, 25, 0), (8, 8, 10))
+    patient.mask |= shell | inner
+    labels = find_kidneys(patient.mask, patient.grid, patient.ct).labels
+    assert np.array_equal(labels == LEFT, patient.at((60, 25, 0), (40, 40, 50)))
+
+
+# --- contract ---------------------------------------------------------------------------------
+
+
+def test_arrays_of_another_shape_are_refused() -> None:
+    patient = Patient()
+    with pytest.raises(ValueError, match="probability has shape"):
+        find_kidneys(patient.mask[1:], patient.grid)
+    with pytest.raises(ValueError, match="ct has shape"):
+        find_kidneys(patient.mask, patient.grid, patient.ct[1:])
+
+
+@pytest.mark.skipif(not SHARED_CASES.is_dir(), reason="no real cases in ../shared")
+@pytest.mark.parametrize("case", sorted(path.name for path in SHARED_CASES.glob("case_*")))
+@pytest.mark.parametrize("with_ct", [True, False])
+def test_real_references_get_the_sides_of_their_experts(case: str, with_ct: bool) -> None:
+    folder = SHARED_CASES / case
+    kidneys, grid = to_axial(sitk.ReadImage(str(folder / "segmentation.nii.gz")))
+    sides, _ = to_axial(sitk.ReadImage(str(folder / "sides.nii.gz")))
+    ct = to_axial(sitk.ReadImage(str(folder / "imaging.nii.gz")))[0] if with_ct else None
+    labels = find_kidneys(kidneys > 0, grid, ct).labels
+    assert np.array_equal(labels[sides > 0], sides[sides > 0])
+    filled = np.count_nonzero(labels[sides == 0])
+    assert filled < 0.01 * np.count_nonzero(sides)

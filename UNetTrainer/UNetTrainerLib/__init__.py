@@ -1,0 +1,1 @@
+"""UNetTrainer's library: from a folder of labelled cases to a model that KidneySeg picks up."""
