@@ -212,6 +212,26 @@ def test_a_part_cut_off_by_a_missed_slice_stays_with_its_kidney_and_a_far_one_go
     assert np.array_equal(found.labels == RIGHT, right & kept)
 
 
+def test_a_kidney_interrupted_over_several_slices_stays_whole() -> None:
+    patient = Patient()
+    left = patient.left()
+    patient.right()
+    patient.mask[16:21] &= ~left[16:21]  # 25 mm of it were not seen
+    kept = patient.mask & left
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert np.array_equal(found.labels == LEFT, kept)
+
+
+def test_bowel_a_third_of_the_kidneys_size_and_6_mm_below_it_is_dropped() -> None:
+    patient = Patient()
+    left, right = patient.left(), patient.right()
+    bowel = patient.add((45, 5, -70), (17, 17, 20))
+    assert 0.2 < bowel.sum() / left.sum() < 0.35
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert np.array_equal(found.labels == LEFT, left)
+    assert np.array_equal(found.labels == RIGHT, right)
+
+
 def test_specks_beside_a_kidney_are_dropped() -> None:
     patient = Patient()
     left = patient.left()

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
-from KidneySegLib.errors import Cancelled, InputError
+from KidneySegLib.errors import Cancelled, InputError, UsageError
 from KidneySegLib.geometry import to_axial
+from KidneySegLib.model import load_model
 from KidneySegLib.phantom import write_cases
 from KidneySegLib.preprocess import Preprocessing
 from KidneySegLib.segment import segment
@@ -278,6 +280,44 @@ def test_a_cancelled_run_leaves_no_model_and_bad_data_no_folder(
     with pytest.raises(Cancelled):
         train(options(case_folders), report=lambda _: None, cancelled=lambda: True)
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_losses_as_an_unbroken_one(
+    case_folders: Path, tmp_path: Path
+) -> None:
+    def options(name: str, **choice: Any) -> Options:
+        return Options(
+            data=(str(case_folders),), output=str(tmp_path / name), name="m", epochs=4, steps=3,
+            batch_size=2, features=4, depth=3, context_slices=1, rows=64, columns=80, pixel_mm=6.0,
+            slice_mm=8.0, folds=3, precision="float32", device="cpu", cache=str(tmp_path / "c"),
+            **choice,
+        )  # fmt: skip
+
+    train(options("whole"), report=lambda _: None)
+    asked = iter(range(100))
+    with pytest.raises(Cancelled):  # in the middle of the third epoch
+        train(options("broken"), report=lambda _: None, cancelled=lambda: next(asked) >= 7)
+    train(options("broken", resume=True), report=lambda _: None)
+
+    histories = [
+        list(csv.DictReader((tmp_path / name / "history.csv").open()))
+        for name in ("whole", "broken")
+    ]
+    assert len(histories[0]) == len(histories[1]) == 4
+    for one, other in zip(*histories, strict=True):
+        for column in ("lr", "train_loss", "valid_loss", "valid_dice_case"):
+            assert float(one[column]) == pytest.approx(float(other[column]), abs=1e-6)
+    weights = [load_model(tmp_path / name / "model") for name in ("whole", "broken")]
+    for one, other in zip(*(m.load_network().state_dict().values() for m in weights), strict=True):
+        assert torch.allclose(one.float(), other.float(), atol=1e-6)
+
+    with pytest.raises(UsageError, match="trained with other lr"):
+        train(options("broken", resume=True, lr=1e-4), report=lambda _: None)
+    with pytest.raises(InputError, match="to resume from"):
+        train(options("nothing", resume=True), report=lambda _: None)
+    (tmp_path / "broken" / "checkpoint.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(InputError, match="damaged"):
+        train(options("broken", resume=True), report=lambda _: None)
 
 
 @pytest.mark.parametrize(

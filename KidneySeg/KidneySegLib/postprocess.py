@@ -17,6 +17,7 @@ from KidneySegLib.geometry import AxialGrid
 
 LEFT = 1
 RIGHT = 2
+_SPLIT = 3  # a horseshoe kidney, whose voxels are left or right by their own place
 SIDE_NAMES = {LEFT: "left", RIGHT: "right"}
 
 NOTE_NONE = "no kidney found"
@@ -33,11 +34,16 @@ MINIMUM_ML = 15.0
 # the minimum shrinks in proportion; a component that an end of the scan cuts may be a pole.
 _KIDNEY_LENGTH_MM = 100.0
 _CUT_FRACTION = 1 / 3
-# A further component belongs to the kidney if it is more than a speck and no further away than
-# a missed slice, or a missed rim of a cyst or tumour, explains.
+# A further component is part of the same kidney where a network missed what joins them: it is
+# nearly as large, and either a missed slice or rim of a tumour away, or further along the kidney's
+# own axis. In cross-validation on 12 patients, of 26 smaller components all but three specks of
+# 1 to 2 ml were bowel, spleen or vessels, the largest a third of its kidney and 6 mm away.
 _PART_ML = 1.0
+_PART_SHARE = 0.4
 _PART_GAP_MM = 10.0
 _PART_GAP_SLICES = 2.5
+_INTERRUPTED_GAP_MM = 40.0
+_INTERRUPTED_ASIDE_MM = 25.0
 # Distances between components are measured between points this far apart.
 _POINTS_MM = 3.0
 # A horseshoe kidney has at least this share of its volume on either side, and within 20 mm of the
@@ -55,10 +61,14 @@ _SLICE_HOLE_MM2 = 25.0
 # specks; 26-connected ones add nothing but leaks through corners to whatever touches the kidney.
 _CONNECTIVITY: Final = 18
 
+# The body is what is brighter than this; where values are no HU, than the darkest by this share
+# of their range. It is looked at in pixels of 3 mm, worn off by 6 mm.
 _BODY_HU = -300.0
 _NOT_HU_STEP = 0.02
 _BODY_PIXEL_MM = 3.0
 _BODY_EROSION_MM = 6.0
+# The midline is fitted to at most so many slices, as a slanting line where they cover enough to
+# tell a slant, and never as one steeper than about 22 degrees.
 _MIDLINE_SLICES = 25
 _MIDLINE_SLOPE_MM = 60.0
 _MIDLINE_STEEPEST = 0.4
@@ -149,11 +159,10 @@ def find_kidneys(
     else:
         owners, horseshoe, left_out = _choose(pieces, minimum_ml)
 
-    for ids, side in (
-        (np.array([horseshoe]) if horseshoe else np.array([], int), 0),
-        (np.flatnonzero((owners == LEFT) & (np.arange(len(owners)) != horseshoe)), LEFT),
-        (np.flatnonzero((owners == RIGHT) & (np.arange(len(owners)) != horseshoe)), RIGHT),
-    ):
+    if horseshoe:
+        owners[horseshoe] = _SPLIT
+    for side in (_SPLIT, LEFT, RIGHT):
+        ids = np.flatnonzero(owners == side)
         if not ids.size:
             continue
         where = pieces.box_of(ids)
@@ -162,7 +171,9 @@ def find_kidneys(
         filled = fill_holes(chosen[components[where]], grid.spacing_mm)
         target = labels[box][where]  # a view: what is written here is written into `labels`
         filled &= target == 0
-        target[filled] = side or _sides(midline, grid, where, pieces.first)[filled]
+        target[filled] = (
+            _sides(midline, grid, where, pieces.first)[filled] if side == _SPLIT else side
+        )
 
     notes = (*_notes_on(labels, bool(horseshoe)), *left_out)
     return Kidneys(labels, notes, bool(horseshoe))
@@ -391,9 +402,19 @@ class _Pieces:
 
     def needed(self, minimum_ml: float) -> np.ndarray:
         """The volume in ml from which on each component is believed to be a kidney."""
-        covered = self.grid.shape[0] * self.grid.spacing_mm[0]
-        fraction = min(1.0, covered / _KIDNEY_LENGTH_MM)
-        return minimum_ml * np.where(self.cut, min(fraction, _CUT_FRACTION), fraction)
+        return minimum_ml * np.where(self.cut, min(self.covered, _CUT_FRACTION), self.covered)
+
+    @property
+    def covered(self) -> float:
+        """How much of a kidney's length the scan covers, at most 1."""
+        return min(1.0, self.grid.shape[0] * self.grid.spacing_mm[0] / _KIDNEY_LENGTH_MM)
+
+    def reach_mm(self, main: int, number: int) -> float:
+        """How far from a kidney a part of it may lie: further straight above or below it."""
+        x, y, _ = self.centres_mm[number] - self.centres_mm[main]
+        if np.hypot(x, y) <= _INTERRUPTED_ASIDE_MM:
+            return _INTERRUPTED_GAP_MM
+        return max(_PART_GAP_MM, _PART_GAP_SLICES * self.grid.spacing_mm[0])
 
     def box_of(self, numbers: np.ndarray) -> tuple[slice, slice, slice]:
         """The smallest box, counted from the corner `first`, that holds all these components."""
@@ -479,13 +500,15 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
             continue
         owners[main] = pieces.side[main]
         body = pieces.points_mm(main)
-        reach = max(_PART_GAP_MM, _PART_GAP_SLICES * pieces.grid.spacing_mm[0])
+        share = _PART_SHARE * pieces.covered
+        least_ml = max(share * pieces.ml[main], min(_PART_ML, pieces.ml[main] / 10))
         for number in mine:
-            if number == main or pieces.ml[number] < min(_PART_ML, pieces.ml[main] / 10):
+            large = pieces.ml[number] >= least_ml
+            if number == main or not (large or believed[number]):
                 continue
             part = pieces.points_mm(number)
             gap = _gap_mm(part, body)
-            if gap <= reach:
+            if large and gap <= pieces.reach_mm(main, number):
                 owners[number] = side
                 body = np.concatenate([body, part])
             elif believed[number]:

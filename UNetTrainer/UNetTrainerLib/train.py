@@ -27,6 +27,7 @@ from KidneySegLib.preprocess import Preprocessing, scale
 from KidneySegLib.writing import atomic, write_json
 from UNetTrainerLib.cache import CachedCase, build_cache
 from UNetTrainerLib.cases import Case, find_cases, folds_by_patient
+from UNetTrainerLib.checkpoint import CHECKPOINT_FILE, Run
 from UNetTrainerLib.losses import LOSSES
 from UNetTrainerLib.report import draw_curves
 from UNetTrainerLib.sampling import AUGMENTATIONS, Sampler
@@ -71,6 +72,7 @@ class Options:
     folds: int = 5
     fold: int = 0
     keep: str = "best"
+    resume: bool = False
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -137,7 +139,8 @@ def train(
 
     Raises:
         InputError: unusable data, named.
-        Cancelled: ``cancelled()`` became true; finished epochs stay on disk.
+        Cancelled: ``cancelled()`` became true; finished epochs stay on disk, and ``resume`` goes
+            on after them.
     """
     started = time.monotonic()
     torch.manual_seed(options.seed)
@@ -190,10 +193,16 @@ def train(
     )
     report(f"{count_parameters(network):,} parameters")
 
+    run = Run(network, average, optimizer, schedule, sampler)
+    settings = _settings(options, training, validation, extra)
     best = -math.inf
     kept = Scores(math.nan, {}, math.nan)
     rows: list[dict[str, Any]] = []
-    for epoch in range(1, options.epochs + 1):
+    if options.resume:
+        progress = run.load(output / CHECKPOINT_FILE, settings)
+        best, kept, rows = progress["best"], Scores(**progress["kept"]), progress["rows"]
+        report(f"resumed after epoch {len(rows)}")
+    for epoch in range(len(rows) + 1, options.epochs + 1):
         epoch_started = time.monotonic()
         network.train()
         losses = []
@@ -235,6 +244,8 @@ def train(
             best, kept = scores.quality, scores
             facts = _card(options, train_cases, valid_cases, scores, epoch, started)
             save_model(replace(model, card=facts), average.module.state_dict(), output / "model")
+        progress = {"best": best, "kept": asdict(kept), "rows": rows}
+        run.save(output / CHECKPOINT_FILE, settings, progress)
     write_json(_finite(asdict(kept)), output / "scores.json")
     draw_curves(rows, output / "curves.png")
     return load_model(output / "model")
@@ -319,6 +330,17 @@ def validate(
     )
 
 
+def _settings(
+    options: Options, training: Sequence[Case], validation: Sequence[Case], extra: Sequence[Case]
+) -> dict[str, Any]:
+    """What a resumed run must share with the one before."""
+    free = ("data", "extra", "output", "cache", "resume", "device", "network")
+    settings = {k: v for k, v in asdict(options).items() if k not in free}
+    parts = {"training": training, "validation": validation, "extra": extra}
+    names = {k: [f"{case.source}/{case.name}" for case in v] for k, v in parts.items()}
+    return {**settings, **{f"{k} cases": v for k, v in names.items()}}
+
+
 def _write_history(rows: Sequence[dict[str, Any]], path: Path) -> None:
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HISTORY)
@@ -336,7 +358,7 @@ def _card(
 ) -> dict[str, Any]:
     """What the model card says of the run, all of it facts."""
     sources = sorted({item.case.source for item in training})
-    places = ("network", "data", "output", "cache", "extra")
+    places = ("network", "data", "output", "cache", "extra", "resume")
     choices = {k: v for k, v in asdict(options).items() if k not in places}
     return {
         "description": "Both kidneys with their tumours and cysts, in CT.",
