@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from KidneySegLib.errors import ModelError
+from KidneySegLib.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +91,8 @@ class Model:
                     f"{CARD_FILE} describes {tuple(value.shape)}; restore the model folder or "
                     "choose another model."
                 )
+            # Weights may be stored in half precision to save room; the network has its own type.
+            state[key] = state[key].to(value.dtype)
             if not torch.isfinite(state[key]).all():
                 raise ModelError(
                     f"{self._weights()} holds figures that are not finite in {key}; restore the "
@@ -190,6 +194,9 @@ def find_model(name_or_folder: str | Path | None = None) -> Model:
     if path.exists():
         return load_model(path)
     models, _ = list_models()
+    for model in models:
+        if model.name == wanted:  # its folder is called otherwise
+            return model
     known = ", ".join(model.name for model in models) or "none"
     raise ModelError(
         f"There is no model {wanted!r}, neither by name (installed: {known}) nor as a folder; "
@@ -232,7 +239,7 @@ def load_model(folder: Path | str) -> Model:
             version=_text(card.pop("version")),
             network=NetworkParameters.from_dict(card.pop("network")),
             preprocessing=Preprocessing.from_dict(card.pop("preprocessing")),
-            labels=tuple(_text(label) for label in card.pop("labels")),
+            labels=_texts(card.pop("labels")),
             activation=_text(card.pop("activation")),
             threshold=float(card.pop("threshold")),
             card=card,
@@ -250,6 +257,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"a text was expected instead of {value!r}")
     return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"labels must be a list of texts, not {value!r}")
+    return tuple(map(_text, value))
 
 
 def _check(model: Model) -> None:
@@ -270,18 +283,27 @@ def _check(model: Model) -> None:
 def save_model(model: Model, state: Mapping[str, Tensor], folder: Path | str) -> Model:
     """Write a model folder as a whole: a temporary folder is filled, then moved into place.
 
-    An older model of that name in the same place is replaced only once the new one is complete.
+    An older model in the same place is replaced only once the new one is complete.
+
+    Raises:
+        UsageError: something that is no model is in that place.
     """
     from safetensors.torch import save_file
 
     _check(model)
     folder = Path(folder)
+    if folder.exists() and not (
+        folder.is_dir() and ((folder / CARD_FILE).is_file() or not any(folder.iterdir()))
+    ):
+        raise UsageError(
+            f"{folder} exists and is no model, so it is not replaced; choose another folder."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, temporary / WEIGHTS_FILE)
-        card = {
+        facts = {
             "format": FORMAT,
             "name": model.name,
             "version": model.version,
@@ -290,16 +312,21 @@ def save_model(model: Model, state: Mapping[str, Tensor], folder: Path | str) ->
             "labels": list(model.labels),
             "activation": model.activation,
             "threshold": model.threshold,
-            **model.card,
         }
+        card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (temporary / CARD_FILE).write_text(text, encoding="utf-8")
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.rename(old / folder.name)
-            temporary.rename(folder)
-            shutil.rmtree(old)
+            try:
+                temporary.rename(folder)
+            except BaseException:
+                (old / folder.name).rename(folder)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             temporary.rename(folder)
     except BaseException:
@@ -312,6 +339,21 @@ def _fields(model: Model) -> dict[str, Any]:
     return {name: getattr(model, name) for name in Model.__dataclass_fields__}
 
 
+# What torch's reader of checkpoints raises on bytes that are none, as tried on random ones.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+
+
 def import_checkpoint(path: Path | str, folder: Path | str, name: str = "kits19-unet") -> Model:
     """Turn the KiTS19 system's ``.pt`` state dictionary into a model folder.
 
@@ -320,8 +362,6 @@ def import_checkpoint(path: Path | str, folder: Path | str, name: str = "kits19-
     Raises:
         ModelError: the file is not such a state dictionary.
     """
-    import pickle
-
     import torch
 
     from KidneySegLib.network import OLD_PARAMETERS, import_old_state
@@ -332,7 +372,7 @@ def import_checkpoint(path: Path | str, folder: Path | str, name: str = "kits19-
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"There is no file {path}; give the path of the checkpoint.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"{path} is not a plain state dictionary that is safe to read ({reason}); export the "

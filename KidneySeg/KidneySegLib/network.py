@@ -50,17 +50,21 @@ class NetworkParameters:
     up_sampling: str = "transposed"
 
     def __post_init__(self) -> None:
-        for name, low in (("in_channels", 1), ("classes", 1), ("features", 1), ("depth", 1)):
+        for name, high in (
+            ("in_channels", 64),
+            ("context_slices", 63),
+            ("classes", 256),
+            ("features", 1024),
+            ("depth", 8),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
-        if not isinstance(self.context_slices, int) or self.context_slices % 2 != 1:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+                raise ValueError(f"{name} must be a whole number from 1 to {high}, not {value!r}")
+        if self.context_slices % 2 != 1:
             raise ValueError(f"context_slices must be an odd number, not {self.context_slices!r}")
-        if self.context_slices < 1 or self.depth > 8 or self.features > 1024:
-            raise ValueError("context_slices, depth (at most 8) or features (at most 1024) is off")
         if not isinstance(self.padding, bool):
             raise ValueError(f"padding must be true or false, not {self.padding!r}")
-        if not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         for name, choices in (
             ("dropout_place", DROPOUT_PLACES),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -126,77 +128,89 @@ def predict(
     offset = context_offset(slice_spacing_mm, backend.model.preprocessing)
     slices, rows, columns = working.shape
     out = np.zeros(working.shape, np.float16)
-    tiles = _tiles(rows, columns, network, tile)
-    height, width = tiles[0][2] + 2 * tiles[0][4], tiles[0][3] + 2 * tiles[0][4]
+    border = margin(network)
+    down, across = (_spans(length, network, tile) for length in (rows, columns))
+    height, width = down[0].size + 2 * border, across[0].size + 2 * border
     at_once = max(1, PIXELS_AT_ONCE // (height * width))
     for start in range(0, slices, at_once):
         index = np.arange(start, min(start + at_once, slices))
         neighbours = with_context(slices, index, network.context_slices, offset)
-        for top, left, high, wide, border in tiles:
+        for row, column in product(down, across):
             if cancelled is not None and cancelled():
                 raise Cancelled("Cancelled; nothing was written.")
-            batch = _cut(working, neighbours, top, left, high, wide, border)
+            batch = _cut(working, neighbours, row, column, border)
             answer = backend(batch)
-            inner = _inner(top, high, rows, tile), _inner(left, wide, columns, tile)
-            (r0, r1), (c0, c1) = inner
-            out[index[0] : index[-1] + 1, r0:r1, c0:c1] = answer[
-                :, r0 - top : r1 - top, c0 - left : c1 - left
-            ]
+            out[index[0] : index[-1] + 1, row.first : row.last, column.first : column.last] = (
+                answer[
+                    :,
+                    row.first - row.start : row.last - row.start,
+                    column.first - column.start : column.last - column.start,
+                ]
+            )
         if progress is not None:
             progress((int(index[-1]) + 1) / slices)
     return out
 
 
-OVERLAP = 64
+class _Span(NamedTuple):
+    """Where a tile lies along rows or columns: its answer, and the part of it that is kept."""
+
+    start: int
+    size: int
+    first: int
+    last: int
 
 
-def _tiles(
-    rows: int, columns: int, network: NetworkParameters, tile: int
-) -> list[tuple[int, int, int, int, int]]:
-    """(top, left, output rows, output columns, border) of tiles that cover a slice.
+def _spans(length: int, network: NetworkParameters, tile: int) -> list[_Span]:
+    """Tiles of one size that cover a slice along one axis.
 
-    Padded networks see some surroundings because tiles overlap; unpadded ones because the border
-    of each tile is read from the slice, mirrored beyond its edge (overlap-tile strategy of the
-    U-Net paper).
+    They start where the network's pooling would start in the whole slice too: shifted by other
+    than a multiple of that, a U-Net answers differently.
     """
-    border = margin(network)
-    starts = []
-    for length in (rows, columns):
-        size = valid_size(network, min(length, tile))
-        if length <= tile:
-            starts.append([(0, size)])
-        else:
-            step = max(1, size - OVERLAP)
-            count = -(-(length - size) // step) + 1
-            starts.append([(min(i * step, max(0, length - size)), size) for i in range(count)])
-    return [(top, left, high, wide, border) for top, high in starts[0] for left, wide in starts[1]]
-
-
-def _inner(start: int, size: int, length: int, tile: int) -> tuple[int, int]:
-    """The part of a tile that is kept: without half the overlap, except at the slice's edges."""
+    size = valid_size(network, min(length, tile))
     if length <= tile:
-        return 0, length
-    first = start if start == 0 else start + OVERLAP // 2
-    last = length if start + size >= length else start + size
-    return first, min(last, length)
+        return [_Span(0, size, 0, length)]
+    overlap = min(_overlap(network), size // 2)
+    step = max(network.multiple, (size - overlap) // network.multiple * network.multiple)
+    spans: list[_Span] = []
+    start = 0
+    while True:
+        # Half the overlap is left to the tile before; where this one reaches it, it overwrites.
+        first = start + (size - step) // 2 if spans else 0
+        spans.append(_Span(start, size, first, min(start + size, length)))
+        if start + size >= length:
+            return spans
+        start += step
+
+
+def _overlap(network: NetworkParameters) -> int:
+    """Pixels that two tiles share, so that neither is believed where its edge is felt.
+
+    An unpadded network has real or mirrored surroundings (overlap-tile strategy of the U-Net
+    paper), and only interpolation feels the edges of the lower levels. In a padded one the zeros
+    beyond the edge reach two pixels further with every block, down all levels and up again.
+    """
+    interpolates = network.up_sampling == "interpolation"
+    if not network.padding:
+        return 2 * network.multiple if interpolates else 0
+    reach = 2
+    for _ in range(network.depth - 1):
+        reach = -(-reach // 2) + 2
+    for _ in range(network.depth - 1):
+        reach = 2 * reach + (3 if interpolates else 2)
+    return 2 * reach
 
 
 def _cut(
-    working: np.ndarray,
-    neighbours: np.ndarray,
-    top: int,
-    left: int,
-    high: int,
-    wide: int,
-    border: int,
+    working: np.ndarray, neighbours: np.ndarray, row: _Span, column: _Span, border: int
 ) -> np.ndarray:
-    """The network's input for one tile: (N, channels, high + 2 border, wide + 2 border).
+    """The network's input for one tile: (N, channels, rows + 2 border, columns + 2 border).
 
     What lies beyond the slice is its mirror image.
     """
     _, rows, columns = working.shape
-    r0, r1 = top - border, top + high + border
-    c0, c1 = left - border, left + wide + border
+    r0, r1 = row.start - border, row.start + row.size + border
+    c0, c1 = column.start - border, column.start + column.size + border
     inside = working[:, max(r0, 0) : min(r1, rows), max(c0, 0) : min(c1, columns)]
     batch = np.ascontiguousarray(inside[neighbours])
     pads = (max(-c0, 0), max(c1 - columns, 0), max(-r0, 0), max(r1 - rows, 0))

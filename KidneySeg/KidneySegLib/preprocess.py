@@ -7,6 +7,7 @@ so what goes through unchanged comes back where it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -47,14 +48,18 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         low, high = self.window_hu
-        if not low < high:
+        if not low < high or not math.isfinite(high - low):
             raise ValueError(f"window_hu must be a lower and a higher figure, not {low}, {high}")
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling must be one of {SCALINGS}, not {self.scaling!r}")
         for name in ("pixel_mm", "slice_mm", "context_mm"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 100:
+            if value is None and name != "context_mm":
+                continue
+            if not isinstance(value, int | float) or not 0 < value < 100:
                 raise ValueError(f"{name} must be between 0 and 100 mm, not {value!r}")
+        if not isinstance(self.crop, bool):
+            raise ValueError(f"crop must be true or false, not {self.crop!r}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -144,7 +149,8 @@ def resample(volume: np.ndarray, grid: WorkingGrid) -> np.ndarray:
     for start in range(0, grid.slices, step):
         stop = min(start + step, grid.slices)
         part = volume[start * grid.group : stop * grid.group]
-        small = _resize(torch.from_numpy(np.ascontiguousarray(part, np.float32)), grid.shape)
+        # Always a copy: torch warns, on the user's screen, about arrays that are read-only.
+        small = _resize(torch.from_numpy(np.array(part, np.float32, order="C")), grid.shape)
         out[start:stop] = _group_mean(small.numpy(), grid.group)
     return out
 
@@ -247,11 +253,14 @@ def back_to_full(probability: np.ndarray, grid: WorkingGrid) -> Iterator[tuple[i
     """
     top, bottom, left, right = grid.box
     busy = probability.reshape(len(probability), -1).max(1) >= 1 / 255
-    positions = (np.arange(grid.full_shape[0]) + 0.5) / grid.group - 0.5
-    # The last group may be shorter: its centre is nearer, which only matters within that group.
-    below = np.clip(np.floor(positions).astype(int), 0, len(probability) - 1)
-    above = np.clip(below + 1, 0, len(probability) - 1)
-    weight = np.clip(positions - below, 0, 1)
+    starts = np.arange(0, grid.full_shape[0], grid.group)
+    # The last group may be shorter, and its centre nearer.
+    centres = (starts + np.minimum(starts + grid.group, grid.full_shape[0]) - 1) / 2
+    positions = np.arange(grid.full_shape[0])
+    below = np.clip(np.searchsorted(centres, positions, side="right") - 1, 0, None)
+    above = np.minimum(below + 1, len(centres) - 1)
+    apart = np.maximum(centres[above] - centres[below], 0.5)
+    weight = np.clip((positions - centres[below]) / apart, 0, 1)
     for index in range(grid.full_shape[0]):
         low, high, share = int(below[index]), int(above[index]), float(weight[index])
         if not (busy[low] or (busy[high] and share > 0)):

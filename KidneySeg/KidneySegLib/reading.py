@@ -133,6 +133,32 @@ def read_ct(path: Path | str, series_uid: str | None = None) -> Scan:
                 f"{path} is not a DICOM folder and has no series to choose; leave out --series."
             )
         volume = _read_file(source)
+    return _as_ct(volume, path)
+
+
+def check_ct(image: sitk.Image, name: str = "image") -> Scan:
+    """A CT that is in memory already, in HU, looked at as `read_ct` looks at a file.
+
+    The image itself is not changed.
+
+    Parameters
+    ----------
+    name
+        What to call it in messages.
+
+    Raises
+    ------
+    InputError
+        It is not a 3-D scalar volume, or every voxel is the same.
+    """
+    path = Path(name)
+    _check_shape(path, image)
+    size = image.GetSize()
+    stored = sitk.GetArrayViewFromImage(image).reshape(size[2::-1])
+    return _as_ct(_placed_as_read(_collect(stored.shape, _slabs(stored)), image, path), path)
+
+
+def _as_ct(volume: _Volume, path: Path) -> Scan:
     if volume.modality not in ("", "CT"):
         raise InputError(f"{path} is {volume.modality} and not CT; give a CT.")
     if not volume.low < volume.high:
@@ -347,16 +373,17 @@ def _information(path: Path, image_io: str = "") -> sitk.ImageFileReader:
     return reader
 
 
-def _check_shape(path: Path, reader: sitk.ImageFileReader) -> None:
+def _check_shape(path: Path, header: sitk.ImageFileReader | sitk.Image) -> None:
     """Refuse what is not a 3-D scalar volume on a sane grid.
 
     A fourth dimension of one is no dimension: many converters write it.
     """
-    size = reader.GetSize()
-    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()):
+    size = header.GetSize()
+    if "complex" in sitk.GetPixelIDValueAsString(header.GetPixelIDValue()):
         raise InputError(f"{path} holds complex numbers and is no CT; give a CT.")
-    if reader.GetNumberOfComponents() != 1:
-        number = reader.GetNumberOfComponents()
+    in_memory = isinstance(header, sitk.Image)
+    number = header.GetNumberOfComponentsPerPixel() if in_memory else header.GetNumberOfComponents()
+    if number != 1:
         what = "a colour picture" if number in (3, 4) else "a vector image"
         raise InputError(
             f"{path} is {what} ({number} values a voxel) and not a CT; give the CT it was made of."
@@ -371,8 +398,8 @@ def _check_shape(path: Path, reader: sitk.ImageFileReader) -> None:
             f"{path} is a {len(size)}-D image of {number} volumes; extract one of them (such as "
             "the one of the phase you want) into a file of its own and give that."
         )
-    grid = np.array([*reader.GetSpacing(), *reader.GetOrigin(), *reader.GetDirection()])
-    if not np.isfinite(grid).all() or min(reader.GetSpacing()) <= 0:
+    grid = np.array([*header.GetSpacing(), *header.GetOrigin(), *header.GetDirection()])
+    if not np.isfinite(grid).all() or min(header.GetSpacing()) <= 0:
         raise InputError(f"{path} has no usable voxel spacing or position; {_ANOTHER_COPY}.")
 
 
@@ -386,7 +413,7 @@ def _read_with_itk(path: Path) -> _Volume:
             raise InputError(
                 f"{path} cannot be read, it is damaged or truncated; {_ANOTHER_COPY}."
             ) from error
-    volume = _placed_as_read(voxels, reader)
+    volume = _placed_as_read(voxels, reader, path)
     if reader.HasMetaDataKey("0008|0060"):
         volume.modality = _tag(reader, "0008|0060")
         volume.rescaled = _number(_tag(reader, "0028|1052")) != 0
@@ -463,13 +490,13 @@ def _collect(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> _Voxels:
     return _Voxels(array, not_finite, low, high)
 
 
-def _placed_as_read(voxels: _Voxels, reader: sitk.ImageFileReader) -> _Volume:
+def _placed_as_read(
+    voxels: _Voxels, header: sitk.ImageFileReader | sitk.Image, path: Path
+) -> _Volume:
     """The voxels on the grid of their header; dimensions past the third are dropped."""
-    number = len(reader.GetSize())
-    direction = np.asarray(reader.GetDirection()).reshape(number, number)[:3, :3]
-    return _placed(
-        voxels, reader.GetSpacing()[:3], reader.GetOrigin()[:3], direction, reader.GetFileName()
-    )
+    number = len(header.GetSize())
+    direction = np.asarray(header.GetDirection()).reshape(number, number)[:3, :3]
+    return _placed(voxels, header.GetSpacing()[:3], header.GetOrigin()[:3], direction, path)
 
 
 def _placed(
@@ -583,7 +610,7 @@ def _read_nifti(path: Path) -> _Volume:
             )
         with _complete(path):
             voxels = _collect(header.size[2::-1], _nifti_slabs(stream, header, path))
-    volume = _placed_as_read(voxels, reader)
+    volume = _placed_as_read(voxels, reader, path)
     volume.warnings += warnings
     volume.rescaled = header.intercept != 0
     return volume

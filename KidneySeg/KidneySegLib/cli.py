@@ -1,0 +1,507 @@
+"""The command ``kidneyseg``: parse, call, report; nothing is computed here.
+
+Rooms are imported when a command needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from KidneySegLib import __version__
+from KidneySegLib.errors import Cancelled, KidneySegError, UsageError
+
+if TYPE_CHECKING:
+    from KidneySegLib.predict import TorchBackend
+    from KidneySegLib.segment import Result
+
+LABELS = ("sides", "kidney")
+PROGRESS = ("bar", "lines", "none")
+REFERENCE_NAMES = ("segmentation.nii.gz", "segmentation.nii", "segmentation.nrrd")
+REFERENCE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(UsageError.exit_code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0 done; 1 failed; 2 wrong usage; 3 unusable input; 4 unusable model; 130 stopped.
+    """
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code: int = options.run(options)
+        return code
+    except KidneySegError as error:
+        return _fail(error, error.exit_code, options)
+    except KeyboardInterrupt:
+        return _fail(Cancelled("Stopped; nothing was left half-done."), 130, options)
+    except BrokenPipeError:
+        # Whoever read our output has gone: point stdout elsewhere so that the exit is silent.
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        return 1
+    except Exception as error:
+        text = f"{type(error).__name__}: {error} (run again with --verbose to see where)"
+        return _fail(KidneySegError(text), 1, options)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(error: BaseException, code: int, options: argparse.Namespace) -> int:
+    if options.verbose:
+        traceback.print_exc()
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="kidneyseg",
+        description="Segments both kidneys in CT. Research use only, not for clinical use.",
+    )
+    top.add_argument("--version", action="version", version=f"kidneyseg {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    common = _Parser(add_help=False)
+    common.add_argument("--verbose", action="store_true", help="show where an error came from")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
+        added = commands.add_parser(name, help=text, description=text, parents=[common])
+        added.set_defaults(run=run)
+        return added
+
+    segment = command("segment", _segment, "segment the kidneys of one or more CTs")
+    segment.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        type=Path,
+        help="NIfTI, NRRD or MetaImage file, DICOM folder or case folder",
+    )
+    segment.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="label map (.nii.gz, .nii, .nrrd, .mha) or .seg.nrrd; with several inputs a folder",
+    )
+    segment.add_argument("--model", metavar="NAME|FOLDER", help="see `kidneyseg models`")
+    segment.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
+    segment.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    segment.add_argument(
+        "--labels",
+        default="sides",
+        choices=LABELS,
+        help="sides: 1 left, 2 right (default); kidney: 1",
+    )
+    segment.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+    segment.add_argument(
+        "--reference",
+        type=Path,
+        metavar="PATH",
+        help="label map to compare with; with several inputs a folder",
+    )
+    segment.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="PATH",
+        help="picture (.png) of the result; with several inputs a folder",
+    )
+    segment.add_argument("--report", type=Path, metavar="PATH", help="facts as .json")
+    segment.add_argument(
+        "--progress",
+        default="bar",
+        choices=PROGRESS,
+        help="bar (default; in a terminal), JSON lines on stdout, or none",
+    )
+
+    evaluate = command("evaluate", _evaluate, "compare a segmentation with a reference")
+    evaluate.add_argument("prediction", metavar="PREDICTION", type=Path)
+    evaluate.add_argument("reference", metavar="REFERENCE", type=Path)
+    evaluate.add_argument("--report", type=Path, metavar="PATH", help="figures as .json")
+
+    train = command("train", _train, "train a model on labelled cases")
+    train.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FOLDER",
+        help="KiTS19 case folders, or images/ and masks/ with index.csv",
+    )
+    train.add_argument(
+        "--output", required=True, metavar="FOLDER", help="gets model/, history.csv and scores.json"
+    )
+    train.add_argument(
+        "--extra",
+        nargs="+",
+        default=(),
+        metavar="FOLDER",
+        help="further cases that only train, such as generated ones",
+    )
+    _add_training_options(train)
+
+    models = command("models", _models, "list the models that are there")
+    models.add_argument("--json", action="store_true", help="as JSON, with their cards")
+
+    phantom = command("phantom", _phantom, "generate CTs with labels")
+    phantom.add_argument("folder", metavar="FOLDER", type=Path)
+    phantom.add_argument("--cases", required=True, type=int, metavar="N")
+    phantom.add_argument("--seed", type=int, default=0, metavar="S")
+    phantom.add_argument("--size", type=_size, metavar="COLSxROWSxSLICES")
+    return top
+
+
+def _add_training_options(train: argparse.ArgumentParser) -> None:
+    """One flag for each figure of the trainer's options that a user may want to change."""
+    number: dict[str, Any] = {"type": float, "metavar": "X"}
+    count: dict[str, Any] = {"type": int, "metavar": "N"}
+    train.add_argument(
+        "--resume", action="store_true", help="go on after the last finished epoch in the output"
+    )
+    for flag, how, text in (
+        ("--cache", {"metavar": "FOLDER"}, "prepared slices (default: in the output)"),
+        ("--name", {"metavar": "NAME"}, "of the model (default: the output folder's)"),
+        ("--epochs", count, "passes of --steps batches"),
+        ("--steps", count, "batches an epoch"),
+        ("--batch-size", count, "slices a batch"),
+        ("--features", count, "channels of the finest level"),
+        ("--depth", count, "levels of the network"),
+        ("--context-slices", count, "neighbouring slices as channels, an odd number"),
+        ("--dropout", number, "share of channels dropped at the lowest level"),
+        ("--pixel-mm", number, "pixel size the network works at"),
+        ("--slice-mm", number, "thinner slices are averaged up to this"),
+        ("--lr", number, "largest learning rate of the one-cycle schedule"),
+        ("--weight-decay", number, "of AdamW"),
+        ("--averaging", number, "decay of the average of weights that is kept"),
+        ("--loss", {"choices": ("generalized-dice", "generalized-dice-ce")}, "loss function"),
+        ("--augment", {"choices": ("none", "light", "full")}, "random changes of the slices"),
+        ("--extra-share", number, "share of the draws that --extra takes"),
+        ("--folds", count, "parts of the patients; one validates; 0 trains on all"),
+        ("--fold", count, "which of them validates, from 0"),
+        ("--keep", {"choices": ("best", "last")}, "which epoch's weights"),
+        ("--rows", count, "of a training slice"),
+        ("--columns", count, "of a training slice"),
+        ("--device", {"metavar": "auto|cpu|cuda|cuda:N|mps"}, "where to train"),
+        ("--precision", {"choices": ("auto", "float32", "bfloat16")}, "of the network"),
+        ("--seed", count, "of every random choice"),
+    ):  # fmt: skip
+        train.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLSxROWSxSLICES, such as 512x512x120")
+    columns, rows, slices = (int(part) for part in parts)
+    return columns, rows, slices
+
+
+# --- segment ----------------------------------------------------------------------------------
+
+
+class _Teller:
+    """Progress of one run as a bar on stderr or as JSON lines on stdout."""
+
+    def __init__(self, kind: str, cases: int):
+        self.kind = kind
+        self.cases = cases
+        self.case = 0
+        self.bar: Any = None
+        if kind == "bar" and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            layout = "{desc:<8} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
+            self.bar = tqdm(total=1.0, bar_format=layout, leave=False)
+
+    def __call__(self, share: float, step: str) -> None:
+        whole = (self.case + share) / self.cases
+        if self.kind == "lines":
+            print(json.dumps({"progress": round(whole, 4), "step": step}), flush=True)
+        elif self.bar is not None:
+            self.bar.set_description_str(step, refresh=False)
+            self.bar.update(whole - self.bar.n)
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """A line for people: warnings and errors on stderr, results on stdout.
+
+        When a program reads stdout, which then holds JSON only, every line goes to stderr.
+        """
+        stream = sys.stderr if error or self.kind == "lines" else sys.stdout
+        if self.bar is not None:
+            self.bar.write(text, file=stream)
+        else:
+            print(text, file=stream, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from KidneySegLib.writing import check_output
+
+    several = len(options.input) > 1
+    check_output(options.output, *((None,) if several else ()))
+    if options.overlay is not None:
+        check_output(options.overlay, None if several else (".png",))
+    if options.report is not None:
+        check_output(options.report, (".json",))
+    _keep_inputs(options)
+
+    from KidneySegLib.model import find_model
+    from KidneySegLib.predict import TorchBackend
+    from KidneySegLib.reading import unique_names
+
+    backend = TorchBackend(find_model(options.model), options.device, options.precision)
+    names = unique_names(options.input)
+    teller = _Teller(options.progress, len(options.input))
+    reports: list[dict[str, Any]] = []
+    codes: set[int] = set()
+    try:
+        for teller.case, (source, name) in enumerate(zip(options.input, names, strict=True)):
+            try:
+                with ExitStack() as outputs:
+                    reports.append(
+                        _segment_one(source, name, several, options, backend, teller, outputs)
+                    )
+            except Cancelled:
+                raise
+            except KidneySegError as error:
+                if not several:
+                    raise
+                codes.add(error.exit_code)
+                reports.append({"input": str(source), "error": str(error)})
+                teller.say(f"error: {error}", error=True)
+                if options.verbose:
+                    traceback.print_exc()
+    finally:
+        teller.close()
+    if several and options.report is not None:
+        from KidneySegLib.writing import write_json
+
+        write_json({"cases": reports}, options.report)
+    if several and codes:
+        teller.say(
+            f"{sum('error' in report for report in reports)} of {len(reports)} inputs failed.",
+            error=True,
+        )
+    return codes.pop() if len(codes) == 1 else int(bool(codes))
+
+
+def _segment_one(
+    source: Path,
+    name: str,
+    several: bool,
+    options: argparse.Namespace,
+    backend: TorchBackend,
+    teller: _Teller,
+    outputs: ExitStack,
+) -> dict[str, Any]:
+    """Segment one CT and write what was asked for, all of it or nothing."""
+    from KidneySegLib.segment import segment
+    from KidneySegLib.writing import atomic, write_json
+
+    def place(path: Path, suffix: str) -> AbstractContextManager[Path]:
+        return atomic(path / f"{name}_kidneys{suffix}" if several else path)
+
+    result = segment(
+        source,
+        backend,
+        series_uid=options.series,
+        reference=_reference_of(name, several, options.reference),
+        progress=teller,
+    )
+    for warning in result.scan.warnings:
+        teller.say(f"warning: {warning}", error=True)
+    teller(1.0, "write")
+    _write_labels(result, options.labels, outputs.enter_context(place(options.output, ".nii.gz")))
+    if options.overlay is not None:
+        _draw(result, name, outputs.enter_context(place(options.overlay, ".png")))
+    if options.report is not None and not several:
+        write_json(result.report, outputs.enter_context(atomic(options.report)))
+    outputs.close()
+    teller.say(_summary(name, result))
+    return result.report
+
+
+def _write_labels(result: Result, kind: str, path: Path) -> None:
+    from KidneySegLib.writing import MERGED, SIDES, write_labels
+
+    if kind == "kidney":
+        write_labels(result.merged, path, MERGED)
+    else:
+        write_labels(result.labels, path, SIDES)
+
+
+def _draw(result: Result, name: str, path: Path) -> None:
+    from KidneySegLib.geometry import to_axial
+    from KidneySegLib.overlay import draw_overlay
+
+    ct, grid = to_axial(result.scan.image)
+    labels, _ = to_axial(result.labels)
+    reference = None if result.reference is None else to_axial(result.reference)[0]
+    draw_overlay(ct, grid, labels, reference, path, title=_summary(name, result))
+
+
+def _summary(name: str, result: Result) -> str:
+    volumes = ", ".join(
+        f"{side} {kidney['volume_ml']:.1f} ml" for side, kidney in result.report["kidneys"].items()
+    )
+    text = f"{name}: {volumes}"
+    value = result.report.get("dice", {}).get("kidney")
+    if value is not None:
+        text += f", Dice {value:.3f}"
+    remarks = [n for n in result.report["notes"] if n not in result.scan.warnings]
+    return f"{text} ({'; '.join(remarks)})" if remarks else text
+
+
+def _reference_of(name: str, several: bool, reference: Path | None) -> Path | None:
+    """The reference of one input: the file given, or in a folder the one of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    from KidneySegLib.errors import InputError
+
+    if reference is None:
+        return None
+    if not reference.is_dir():
+        if several:
+            raise InputError(f"{reference} is not a folder; with several inputs give a folder.")
+        return reference
+    case = reference / name if (reference / name).is_dir() else reference
+    candidates = [case / file for file in REFERENCE_NAMES]
+    candidates += [reference / f"{name}{suffix}" for suffix in REFERENCE_SUFFIXES]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(
+        f"{reference} holds no reference for {name}; looked for {name}/{REFERENCE_NAMES[0]} and "
+        f"{name}{REFERENCE_SUFFIXES[0]}."
+    )
+
+
+def _keep_inputs(options: argparse.Namespace) -> None:
+    """No input is ever written to, not even when somebody asks for it."""
+    inputs = {path.resolve() for path in options.input}
+    if options.reference is not None:
+        inputs.add(options.reference.resolve())
+    outputs = [path.resolve() for path in (options.output, options.overlay, options.report) if path]
+    for path in outputs:
+        if path in inputs and not (path.is_dir() and len(options.input) > 1):
+            raise UsageError(f"{path} is an input and is not overwritten; give another name.")
+    if len(set(outputs)) < len(outputs) and len(options.input) == 1:
+        raise UsageError(f"{outputs[0]} is named twice as an output; give different names.")
+
+
+# --- the other commands -----------------------------------------------------------------------
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from KidneySegLib.measure import evaluate
+    from KidneySegLib.reading import read_labels
+    from KidneySegLib.writing import check_output, write_json
+
+    if options.report is not None:
+        check_output(options.report, (".json",))
+    prediction, reference = map(read_labels, (options.prediction, options.reference))
+    scores = evaluate(prediction, reference, (str(options.prediction), str(options.reference)))
+    if options.report is not None:
+        write_json(scores, options.report)
+    print(f"{'':8} {'Dice':>7} {'IoU':>7} {'prediction':>13} {'reference':>13}")
+    for part, value in scores["dice"].items():
+        volumes = [scores["volume_ml"][who].get(part) for who in ("prediction", "reference")]
+        cells = [f"{v:.1f} ml" if v is not None else "-" for v in volumes]
+        figures = [f"{v:.4f}" if v is not None else "-" for v in (value, scores["iou"][part])]
+        print(f"{part:8} {figures[0]:>7} {figures[1]:>7} {cells[0]:>13} {cells[1]:>13}")
+    print(f"per-slice score {scores['slice_score']:.4f}")
+    for note in scores["notes"]:
+        print(f"note: {note}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    try:
+        from UNetTrainerLib.train import Options, train
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"Training needs the package {error.name}, which is not installed; run "
+            "`pip install kidneyseg[train]`."
+        ) from error
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in vars(options).items()
+        if key not in ("run", "command", "verbose")
+    }
+    try:
+        choices = Options(**given)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    model = train(choices, report=lambda text: print(text, flush=True))
+    print(f"The model is in {model.folder}")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from KidneySegLib.model import DEFAULT_MODEL, list_models
+
+    models, refused = list_models()
+    if options.json:
+        entries = [
+            {
+                "name": model.name,
+                "version": model.version,
+                "folder": str(model.folder),
+                "default": model.name == DEFAULT_MODEL,
+                **model.card,
+            }
+            for model in models
+        ]
+        print(json.dumps({"models": entries, "refused": refused}, indent=2, ensure_ascii=False))
+        return 0
+    for model in models:
+        mark = " (default)" if model.name == DEFAULT_MODEL else ""
+        print(f"{model.name} {model.version}{mark}\n  {model.folder}")
+        for key in ("description", "licence"):
+            if key in model.card:
+                print(f"  {model.card[key]}")
+    if not models:
+        print("No model is installed.")
+    for reason in refused:
+        print(f"refused: {reason}", file=sys.stderr)
+    return 0
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from KidneySegLib.phantom import write_cases
+
+    teller = _Teller("bar", 1)
+    try:
+        written = write_cases(
+            options.folder,
+            options.cases,
+            options.seed,
+            options.size,
+            progress=lambda share: teller(share, "phantom"),
+        )
+    finally:
+        teller.close()
+    print(f"{len(written)} cases in {options.folder}")
+    return 0

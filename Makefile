@@ -1,0 +1,52 @@
+# make segment         the demo: environment, a generated CT, segmentation, report, picture
+# make segment CT=...  the same for your own file or DICOM folder
+# make test            style, types, tests
+#
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's smaller build without CUDA.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= output
+CT ?=
+TORCH_INDEX ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint Testing/constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+DEMO = $(OUTPUT)/demo
+DEMO_CT = $(DEMO)/case_00000/imaging.nii.gz
+
+.PHONY: segment test clean
+
+segment: $(VENV)/segment.stamp $(if $(CT),,$(DEMO_CT))
+	$(BIN)/kidneyseg segment "$(or $(CT),$(DEMO_CT))" --output "$(OUTPUT)/kidneys.seg.nrrd" \
+		$(if $(CT),,--reference "$(DEMO)/case_00000/sides.nii.gz") \
+		--overlay "$(OUTPUT)/overlay.png" --report "$(OUTPUT)/report.json"
+	@echo
+	@echo "segmentation  $(abspath $(OUTPUT))/kidneys.seg.nrrd (opens in 3D Slicer)"
+	@echo "picture       $(abspath $(OUTPUT))/overlay.png"
+	@echo "report        $(abspath $(OUTPUT))/report.json"
+
+$(DEMO_CT): | $(VENV)/segment.stamp
+	$(BIN)/kidneyseg phantom "$(DEMO)" --cases 1 --seed 3 --size 384x384x120
+
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or later is needed; run make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/segment.stamp: pyproject.toml Testing/constraints.txt | $(VENV)/bin/pip
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml Testing/constraints.txt | $(VENV)/bin/pip
+	$(PIP) --editable ".[train,mrml,test]"
+	@touch $@ $(VENV)/segment.stamp
+
+clean:
+	rm -rf $(VENV) $(OUTPUT) build .mypy_cache .ruff_cache .pytest_cache
