@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import toys
+
 from KidneySegLib.model import Model
 
 

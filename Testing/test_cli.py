@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import toys
-from KidneySegLib import cli
-from KidneySegLib.network import NetworkParameters
 from PIL import Image
 from toys import everything_in
+
+from KidneySegLib import cli
+from KidneySegLib.network import NetworkParameters
 
 KIDNEYSEG = Path(__file__).resolve().parent.parent / "KidneySeg"
 
@@ -48,7 +49,9 @@ def voxels(path: Path) -> np.ndarray:
 # --- One CT -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["k.nii.gz", "k.nii", "k.nrrd", "k.mha", "K.NII.GZ", "new/er/k.mha"])
+@pytest.mark.parametrize(
+    "name", ["k.nii.gz", "k.nii", "k.nrrd", "k.mha", "K.NII.GZ", "new/er/k.mha"]
+)
 def test_a_label_map_lies_on_the_grid_of_the_ct(run, tmp_path, toy_ct, toy_sides, name):
     code, out, err = run("segment", toy_ct, "--output", tmp_path / name)
     assert (code, err) == (0, "")
@@ -160,9 +163,7 @@ def test_progress_lines_are_json_that_never_falls(run, tmp_path, toy_ct, toy_kid
 
 def test_no_progress_prints_the_result_alone(run, tmp_path, toy_ct):
     for kind in ("none", "bar"):  # a bar is for terminals only
-        _, out, err = run(
-            "segment", toy_ct, "--output", tmp_path / "k.nii.gz", "--progress", kind
-        )
+        _, out, err = run("segment", toy_ct, "--output", tmp_path / "k.nii.gz", "--progress", kind)
         assert out.startswith("ct: left") and out.count("\n") == 1 and err == ""
 
 
@@ -230,9 +231,7 @@ def test_the_same_input_twice_gets_two_results(run, tmp_path, toy_ct):
 def test_evaluate_compares_sides_and_merged_labels_either_way(run, tmp_path, toy_sides, toy_kidney):
     for pair, sides in (((toy_sides, toy_sides), True), ((toy_kidney, toy_sides), False)):
         for prediction, reference in (pair, pair[::-1]):
-            code, out, err = run(
-                "evaluate", prediction, reference, "--report", tmp_path / "r.json"
-            )
+            code, out, err = run("evaluate", prediction, reference, "--report", tmp_path / "r.json")
             assert (code, err) == (0, "") and "1.0000" in out
             scores = json.loads((tmp_path / "r.json").read_text())["dice"]
             expected = {"kidney", "left", "right"} if sides else {"kidney"}
@@ -293,7 +292,11 @@ heavy = {"torch", "SimpleITK", "numpy", "PIL", "cc3d", "safetensors"} & set(sys.
 assert not heavy, heavy
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=KIDNEYSEG, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=KIDNEYSEG,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "--output" in done.stdout and "--reference" in done.stdout
@@ -341,6 +344,8 @@ def test_a_stopped_run_exits_with_130_and_leaves_nothing(long_run, number):
     with subprocess.Popen(
         command, cwd=KIDNEYSEG, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         for line in process.stdout:
             if json.loads(line)["step"] == "predict":

@@ -8,6 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
 

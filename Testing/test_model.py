@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from toys import copying_model, everything_in
+
 from KidneySegLib import model as room
 from KidneySegLib.errors import KidneySegError, ModelError
 from KidneySegLib.model import (
@@ -24,8 +27,6 @@ from KidneySegLib.model import (
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import Preprocessing
-from safetensors.torch import load_file, save_file
-from toys import copying_model, everything_in
 
 NETWORK = NetworkParameters(features=1, depth=2)
 

@@ -8,6 +8,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+from toys import everything_in
+
 from KidneySegLib.errors import ModelError
 from KidneySegLib.model import import_checkpoint, load_model
 from KidneySegLib.network import (
@@ -21,8 +24,6 @@ from KidneySegLib.network import (
 )
 from KidneySegLib.predict import TorchBackend, predict
 from KidneySegLib.preprocess import scale, to_working
-from torch.nn import functional as F  # noqa: N812
-from toys import everything_in
 
 
 def test_the_kits19_form_has_exactly_31_042_434_parameters():
@@ -89,9 +90,9 @@ def test_valid_sizes_are_what_the_network_gives_and_every_level_divides_them(dep
         for at_least in (1, 7, 30):
             size, border = valid_size(parameters, at_least), margin(parameters)
             assert size >= at_least
-            sizes = []
+            sizes: list[int] = []
             for block in network.encoder[:-1]:
-                block.register_forward_hook(lambda m, x, y: sizes.append(y.shape[-1]))
+                block.register_forward_hook(lambda m, x, y, sizes=sizes: sizes.append(y.shape[-1]))
             with torch.inference_mode():
                 answer = network(torch.zeros(1, 1, size + 2 * border, size + 2 * border))
             assert answer.shape[-2:] == (size, size)
@@ -130,7 +131,9 @@ COMBINATIONS = list(
 
 
 @pytest.mark.parametrize(
-    ("padding", "place", "norm", "up"), COMBINATIONS, ids=["-".join(map(str, c)) for c in COMBINATIONS]
+    ("padding", "place", "norm", "up"),
+    COMBINATIONS,
+    ids=["-".join(map(str, c)) for c in COMBINATIONS],
 )
 def test_every_combination_of_options_builds_runs_and_keeps_its_size(padding, place, norm, up):
     for context, classes, depth, channels in ((1, 2, 3, 1), (3, 1, 2, 1), (5, 3, 1, 3)):

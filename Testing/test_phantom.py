@@ -332,7 +332,7 @@ def test_without_a_size_the_matrix_is_512_and_covers_the_abdomen(
         planes.append((z, len(self.x_mm), len(self.y_mm)))  # type: ignore[attr-defined]
         raise Enough
 
-    monkeypatch.setattr(phantom._Renderer, "plane", plane)
+    monkeypatch.setattr(phantom.Renderer, "plane", plane)
     with pytest.raises(Enough):
         generate(1)
     assert planes[0][1:] == (512, 512)
@@ -476,7 +476,7 @@ def test_a_full_disk_is_noticed_although_itk_is_silent(tmp_path: Path) -> None:
         "except KidneySegError as error:\n"
         "    print('refused:', error)\n"
     )
-    engine = str(Path(phantom.__file__).parents[1])
+    engine = str(Path(phantom.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out")],
         capture_output=True, text=True, check=True, env={"PYTHONPATH": engine},

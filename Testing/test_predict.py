@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toys import random_model, receptive_radius
+
 from KidneySegLib import predict as room
 from KidneySegLib.errors import Cancelled, UsageError
 from KidneySegLib.network import NetworkParameters, margin, valid_size
@@ -18,7 +20,6 @@ from KidneySegLib.predict import (
     predict,
 )
 from KidneySegLib.preprocess import Preprocessing
-from toys import random_model, receptive_radius
 
 
 def slices(shape, seed=3) -> np.ndarray:
@@ -32,7 +33,9 @@ def make(tmp_path):
     def made(precision="float32", fields=None, **network):
         parameters = NetworkParameters(**{"features": 2, "depth": 3, **network})
         return TorchBackend(
-            random_model(tmp_path / f"m{len(list(tmp_path.iterdir()))}", parameters, **fields or {}),
+            random_model(
+                tmp_path / f"m{len(list(tmp_path.iterdir()))}", parameters, **fields or {}
+            ),
             "cpu",
             precision,
         )
@@ -45,9 +48,7 @@ def straight(backend: TorchBackend, working: np.ndarray) -> np.ndarray:
     network = backend.model.network
     border = margin(network)
     _, rows, columns = working.shape
-    pads = [
-        (border, border + valid_size(network, length) - length) for length in (rows, columns)
-    ]
+    pads = [(border, border + valid_size(network, length) - length) for length in (rows, columns)]
     answers = []
     for one in working:
         mirrored = np.pad(one, pads, mode="reflect")
@@ -199,7 +200,9 @@ def test_memory_stays_near_the_size_of_the_volume():
 # --- Devices and precision --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:1", "mps:0", "", "cuda:99", "CPU"])
+@pytest.mark.parametrize(
+    "device", ["gpu", "cuda:x", "cuda:-1", "cpu:1", "mps:0", "", "cuda:99", "CPU"]
+)
 def test_unknown_and_absent_devices_are_wrong_usage(device):
     with pytest.raises(UsageError, match=r"[Dd]evice.*use .*cpu") as caught:
         choose_device(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from KidneySegLib.preprocess import (
     Preprocessing,
     WorkingGrid,
@@ -43,7 +44,9 @@ def patient(centre, radii, air=-1000.0) -> np.ndarray:
     k, j, i = np.indices(SHAPE, dtype=float)
     hu = np.full(SHAPE, air, np.float32)
     hu[((j - 33) / 22) ** 2 + ((i - 40) / 27) ** 2 < 1] = 0.0
-    away = np.sqrt(sum(((x - c) / r) ** 2 for x, c, r in zip((k, j, i), centre, radii, strict=True)))
+    away = np.sqrt(
+        sum(((x - c) / r) ** 2 for x, c, r in zip((k, j, i), centre, radii, strict=True))
+    )
     return np.maximum(hu, np.where(away < 1.3, 300 * np.clip((1.3 - away) / 0.6, 0, 1), air))
 
 
@@ -126,9 +129,7 @@ def test_a_window_clips_and_minmax_takes_the_volumes_own_extremes():
     hu = np.array([[[-1000.0, -125.0, 75.0, 275.0, 3000.0]]], np.float32)
     np.testing.assert_allclose(scale(hu.copy(), Preprocessing())[0, 0], [0, 0, 0.5, 1, 1])
     minmax = Preprocessing(scaling="minmax")
-    np.testing.assert_allclose(
-        scale(hu.copy(), minmax)[0, 0], (hu[0, 0] + 1000) / 4000, rtol=1e-6
-    )
+    np.testing.assert_allclose(scale(hu.copy(), minmax)[0, 0], (hu[0, 0] + 1000) / 4000, rtol=1e-6)
     assert np.isfinite(scale(np.full((1, 2, 2), 7, np.float32), minmax)).all()
 
 

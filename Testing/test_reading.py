@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from KidneySegLib.errors import InputError
 from KidneySegLib.reading import case_name, read_ct, read_labels, unique_names
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from KidneySegLib.reading import read_labels
 from KidneySegLib.writing import MERGED, SIDES, write_labels
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import toys
+
 from KidneySegLib import predict as predict_room
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.network import NetworkParameters
@@ -46,7 +47,9 @@ def voxels(image: sitk.Image) -> np.ndarray:
 # --- Orientation ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))), ids=lambda o: "".join("kji"[n] for n in o))
+@pytest.mark.parametrize(
+    "order", list(permutations(range(3))), ids=lambda o: "".join("kji"[n] for n in o)
+)
 def test_all_axis_orders_and_flips_give_the_same_kidneys_on_their_own_grid(backend, order):
     ct, labels = toys.toy()
     for flips in product((False, True), repeat=3):

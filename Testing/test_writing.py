@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import grid_difference
 from KidneySegLib.reading import read_labels

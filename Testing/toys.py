@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+
 from KidneySegLib.model import Model, save_model
 from KidneySegLib.network import NetworkParameters, build, margin
 from KidneySegLib.preprocess import Preprocessing
@@ -47,9 +48,7 @@ def toy(
         ("right", 2, (6.0, 20.0, -65.0), (42.0, 24.0, 26.0)),
     ):
         if side in kidneys:
-            away = sum(
-                ((x - c) / r) ** 2 for x, c, r in zip((k, j, i), centre, radii, strict=True)
-            )
+            away = sum(((x - c) / r) ** 2 for x, c, r in zip((k, j, i), centre, radii, strict=True))
             labels[away < 1] = label
     ct[labels > 0] = KIDNEY
     return ct, labels

@@ -9,9 +9,10 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +33,8 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
+        text = " ".join(message.split())
+        print(f"error: {text}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(UsageError.exit_code)
 
 
@@ -42,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done; 1 failed; 2 wrong usage; 3 unusable input; 4 unusable model; 130 stopped.
     """
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        code: int = options.run(options)
+        with _stopped_by_sigterm():
+            code: int = options.run(options)
         return code
     except KidneySegError as error:
         return _fail(error, error.exit_code, options)
@@ -57,6 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = f"{type(error).__name__}: {error} (run again with --verbose to see where)"
         return _fail(KidneySegError(text), 1, options)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops a run as tidily as Ctrl-C does; only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(number: int, frame: object) -> NoReturn:
@@ -263,14 +278,20 @@ def _segment(options: argparse.Namespace) -> int:
         check_output(options.overlay, None if several else (".png",))
     if options.report is not None:
         check_output(options.report, (".json",))
-    _keep_inputs(options)
+    if several and options.reference is not None and not options.reference.is_dir():
+        raise UsageError(
+            f"{options.reference} is not a folder; with several inputs give a folder that holds "
+            "the reference of each."
+        )
+    from KidneySegLib.reading import unique_names
+
+    names = unique_names(options.input)
+    _keep_inputs(options, names)
 
     from KidneySegLib.model import find_model
     from KidneySegLib.predict import TorchBackend
-    from KidneySegLib.reading import unique_names
 
     backend = TorchBackend(find_model(options.model), options.device, options.precision)
-    names = unique_names(options.input)
     teller = _Teller(options.progress, len(options.input))
     reports: list[dict[str, Any]] = []
     codes: set[int] = set()
@@ -319,13 +340,13 @@ def _segment_one(
     from KidneySegLib.writing import atomic, write_json
 
     def place(path: Path, suffix: str) -> AbstractContextManager[Path]:
-        return atomic(path / f"{name}_kidneys{suffix}" if several else path)
+        return atomic(_place(path, name, suffix, several))
 
     result = segment(
         source,
         backend,
         series_uid=options.series,
-        reference=_reference_of(name, several, options.reference),
+        reference=_reference_of(name, options.reference),
         progress=teller,
     )
     for warning in result.scan.warnings:
@@ -339,6 +360,11 @@ def _segment_one(
     outputs.close()
     teller.say(_summary(name, result))
     return result.report
+
+
+def _place(path: Path, name: str, suffix: str, several: bool) -> Path:
+    """Where a result goes: the path that was given, with several inputs a file in that folder."""
+    return path / f"{name}_kidneys{suffix}" if several else path
 
 
 def _write_labels(result: Result, kind: str, path: Path) -> None:
@@ -372,7 +398,7 @@ def _summary(name: str, result: Result) -> str:
     return f"{text} ({'; '.join(remarks)})" if remarks else text
 
 
-def _reference_of(name: str, several: bool, reference: Path | None) -> Path | None:
+def _reference_of(name: str, reference: Path | None) -> Path | None:
     """The reference of one input: the file given, or in a folder the one of that name.
 
     Raises:
@@ -380,16 +406,9 @@ def _reference_of(name: str, several: bool, reference: Path | None) -> Path | No
     """
     from KidneySegLib.errors import InputError
 
-    if reference is None:
-        return None
-    if not reference.is_dir():
-        if several:
-            raise InputError(f"{reference} is not a folder; with several inputs give a folder.")
+    if reference is None or not reference.is_dir():
         return reference
-    case = reference / name if (reference / name).is_dir() else reference
-    candidates = [case / file for file in REFERENCE_NAMES]
-    candidates += [reference / f"{name}{suffix}" for suffix in REFERENCE_SUFFIXES]
-    for candidate in candidates:
+    for candidate in _reference_candidates(name, reference):
         if candidate.is_file():
             return candidate
     raise InputError(
@@ -398,17 +417,45 @@ def _reference_of(name: str, several: bool, reference: Path | None) -> Path | No
     )
 
 
-def _keep_inputs(options: argparse.Namespace) -> None:
-    """No input is ever written to, not even when somebody asks for it."""
-    inputs = {path.resolve() for path in options.input}
+def _reference_candidates(name: str, folder: Path) -> list[Path]:
+    case = folder / name if (folder / name).is_dir() else folder
+    candidates = [case / file for file in REFERENCE_NAMES]
+    return candidates + [folder / f"{name}{suffix}" for suffix in REFERENCE_SUFFIXES]
+
+
+def _keep_inputs(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """No input is ever written to, not even when somebody asks for it.
+
+    Inputs are the CTs, also those inside case folders, and the references.
+    """
+    from KidneySegLib.reading import IMAGING
+
+    kept = [source / file for source in options.input for file in ("", *IMAGING)]
     if options.reference is not None:
-        inputs.add(options.reference.resolve())
-    outputs = [path.resolve() for path in (options.output, options.overlay, options.report) if path]
+        kept.append(options.reference)
+        for name in names:
+            kept += _reference_candidates(name, options.reference)
+    inputs = {_identity(path) for path in kept}
+    several = len(names) > 1
+    outputs = [] if options.report is None else [options.report]
+    for name in names:
+        outputs.append(_place(options.output, name, ".nii.gz", several))
+        if options.overlay is not None:
+            outputs.append(_place(options.overlay, name, ".png", several))
     for path in outputs:
-        if path in inputs and not (path.is_dir() and len(options.input) > 1):
+        if path.exists() and _identity(path) in inputs:
             raise UsageError(f"{path} is an input and is not overwritten; give another name.")
-    if len(set(outputs)) < len(outputs) and len(options.input) == 1:
+    if len({path.resolve() for path in outputs}) < len(outputs):
         raise UsageError(f"{outputs[0]} is named twice as an output; give different names.")
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+    """The same for every path to a file, links and other spellings included."""
+    try:
+        status = path.stat()
+    except OSError:  # there is no such file, or no way to it
+        return path.resolve()
+    return status.st_dev, status.st_ino
 
 
 # --- the other commands -----------------------------------------------------------------------

@@ -381,8 +381,10 @@ def _check_shape(path: Path, header: sitk.ImageFileReader | sitk.Image) -> None:
     size = header.GetSize()
     if "complex" in sitk.GetPixelIDValueAsString(header.GetPixelIDValue()):
         raise InputError(f"{path} holds complex numbers and is no CT; give a CT.")
-    in_memory = isinstance(header, sitk.Image)
-    number = header.GetNumberOfComponentsPerPixel() if in_memory else header.GetNumberOfComponents()
+    if isinstance(header, sitk.Image):
+        number = header.GetNumberOfComponentsPerPixel()
+    else:
+        number = header.GetNumberOfComponents()
     if number != 1:
         what = "a colour picture" if number in (3, 4) else "a vector image"
         raise InputError(
