@@ -202,6 +202,25 @@ def test_one_bad_input_does_not_stop_the_others(run, tmp_path, cases, toy_sides)
     assert ["error" in report for report in reports] == [False, True, False]
 
 
+def test_a_ct_too_large_for_the_memory_does_not_stop_the_others(run, tmp_path, cases, monkeypatch):
+    from KidneySegLib import segment as walk
+
+    read = walk.read_ct
+
+    def read_ct(path, series_uid):
+        if "case_00001" in str(path):
+            raise MemoryError("cannot allocate")
+        return read(path, series_uid)
+
+    monkeypatch.setattr(walk, "read_ct", read_ct)
+    code, out, err = run(
+        "segment", cases / "case_00001", cases / "case_00002", "--output", tmp_path / "out"
+    )
+    assert code == 1 and out.startswith("case_00002: ")
+    assert "case_00001: MemoryError: cannot allocate" in err.splitlines()[0]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00002_kidneys.nii.gz"]
+
+
 def test_case_folders_are_inputs_and_a_folder_of_cases_the_reference(run, tmp_path, cases):
     code, out, err = run(
         "segment", cases / "case_00001", cases / "case_00002", "--reference", cases,

@@ -225,7 +225,7 @@ def test_a_kidney_interrupted_over_several_slices_stays_whole() -> None:
 def test_bowel_a_third_of_the_kidneys_size_and_6_mm_below_it_is_dropped() -> None:
     patient = Patient()
     left, right = patient.left(), patient.right()
-    bowel = patient.add((45, 5, -70), (17, 17, 20))
+    bowel = patient.add((40, 5, -72), (20, 20, 22))
     assert 0.2 < bowel.sum() / left.sum() < 0.35
     found = find_kidneys(patient.mask, patient.grid, patient.ct)
     assert np.array_equal(found.labels == LEFT, left)

@@ -304,12 +304,17 @@ def _segment(options: argparse.Namespace) -> int:
                     )
             except Cancelled:
                 raise
-            except KidneySegError as error:
+            except (KidneySegError, MemoryError, RuntimeError) as error:
+                # The latter two are how a CT too large for this machine's memory shows itself.
                 if not several:
                     raise
-                codes.add(error.exit_code)
-                reports.append({"input": str(source), "error": str(error)})
-                teller.say(f"error: {error}", error=True)
+                if isinstance(error, KidneySegError):
+                    code, text = error.exit_code, str(error)
+                else:
+                    code, text = 1, f"{source}: {type(error).__name__}: {error}"
+                codes.add(code)
+                reports.append({"input": str(source), "error": text})
+                teller.say("error: " + " ".join(text.split()), error=True)
                 if options.verbose:
                     traceback.print_exc()
     finally:

@@ -239,7 +239,7 @@ def train(
         }
         rows.append(row)
         _write_history(rows, output / "history.csv")
-        report("  ".join(f"{k} {v:.4g}" for k, v in row.items()))
+        report("  ".join(f"{k} {v:.4g}" for k, v in row.items() if math.isfinite(v)))
         if scores.quality > best or options.keep == "last" or not valid_cases:
             best, kept = scores.quality, scores
             facts = _card(options, train_cases, valid_cases, scores, epoch, started)
