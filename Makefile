@@ -14,20 +14,20 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint Testing/constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO = $(OUTPUT)/demo
-DEMO_CT = $(DEMO)/case_00000/imaging.nii.gz
+DEMO_CASE = $(DEMO)/case_00000
 
 .PHONY: segment test clean
 
-segment: $(VENV)/segment.stamp $(if $(CT),,$(DEMO_CT))
-	$(BIN)/kidneyseg segment "$(or $(CT),$(DEMO_CT))" --output "$(OUTPUT)/kidneys.seg.nrrd" \
-		$(if $(CT),,--reference "$(DEMO)/case_00000/sides.nii.gz") \
+segment: $(VENV)/segment.stamp $(if $(CT),,$(DEMO_CASE))
+	$(BIN)/kidneyseg segment "$(or $(CT),$(DEMO_CASE))" --output "$(OUTPUT)/kidneys.seg.nrrd" \
+		$(if $(CT),,--reference "$(DEMO_CASE)/sides.nii.gz") \
 		--overlay "$(OUTPUT)/overlay.png" --report "$(OUTPUT)/report.json"
 	@echo
 	@echo "segmentation  $(abspath $(OUTPUT))/kidneys.seg.nrrd (opens in 3D Slicer)"
 	@echo "picture       $(abspath $(OUTPUT))/overlay.png"
 	@echo "report        $(abspath $(OUTPUT))/report.json"
 
-$(DEMO_CT): | $(VENV)/segment.stamp
+$(DEMO_CASE): | $(VENV)/segment.stamp
 	$(BIN)/kidneyseg phantom "$(DEMO)" --cases 1 --seed 3 --size 384x384x120
 
 test: $(VENV)/test.stamp

@@ -316,6 +316,7 @@ def save_model(model: Model, state: Mapping[str, Tensor], folder: Path | str) ->
         card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (temporary / CARD_FILE).write_text(text, encoding="utf-8")
+        (temporary / WEIGHTS_FILE).chmod(0o644)  # its writer keeps it to its owner
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))

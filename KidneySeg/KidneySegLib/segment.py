@@ -157,7 +157,7 @@ def segment(
 
     walk.begin("measure")
     labels = from_axial(kidneys.labels, grid)
-    report = _report(scan, backend, walk, kidneys.labels, grid)
+    report = _report(scan, backend, kidneys.labels, grid)
     report["horseshoe"] = kidneys.horseshoe
     report["notes"] = [*kidneys.notes, *scan.warnings]
     if truth is not None:
@@ -167,7 +167,7 @@ def segment(
         report["reference_volume_ml"] = scores["volume_ml"]["reference"]
         report["notes"] += scores["notes"]
     walk.end()
-    report["seconds"]["total"] = time.perf_counter() - walk.started
+    report["seconds"] = {**walk.seconds, "total": time.perf_counter() - walk.started}
     return Result(labels, report, scan, truth)
 
 
@@ -199,7 +199,7 @@ def _reference(
 
 
 def _report(
-    scan: Scan, backend: TorchBackend, walk: _Walk, labels: np.ndarray, grid: AxialGrid
+    scan: Scan, backend: TorchBackend, labels: np.ndarray, grid: AxialGrid
 ) -> dict[str, Any]:
     volumes = volumes_ml(labels, grid)
     return {
@@ -207,6 +207,6 @@ def _report(
         "model": {"name": backend.model.name, "version": backend.model.version},
         "device": str(backend.device),
         "precision": backend.precision,
-        "seconds": dict(walk.seconds),
+        "seconds": {},
         "kidneys": {side: {"volume_ml": volumes[side]} for side in ("left", "right")},
     }
