@@ -177,6 +177,17 @@ def test_a_lump_too_small_for_a_kidney_is_none() -> None:
     )
 
 
+def test_a_false_detection_of_20_ml_is_no_second_kidney_but_is_named() -> None:
+    patient = Patient()
+    left = patient.left()
+    patient.add((-60, 25, 0), (17, 17, 17))  # 21 ml
+    found = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert np.array_equal(found.labels > 0, left)
+    assert found.notes[0] == "one kidney found (left)"
+    assert found.notes[1].startswith("a region of 2")
+    assert found.notes[1].endswith("ml on the right is too small for a kidney and was left out")
+
+
 def test_keep_small_keeps_everything_on_its_side() -> None:
     patient = Patient()
     patient.left()

@@ -26,10 +26,11 @@ NOTE_HORSESHOE = (
     "each side of the midline"
 )
 
-# A small adult kidney, scarred or end-stage, still has 30 to 60 ml and that of a one-year-old 25
-# to 30 ml, whereas false detections in bowel, spleen or vessels are mostly lumps of less than
-# 3 cm, that is under 15 ml.
-MINIMUM_ML = 15.0
+# A small adult kidney, scarred or end-stage, still has 30 to 60 ml; the smallest of the training
+# patients has 43 ml. False detections in bowel, spleen, liver or vessels reach 20 ml and more, and
+# would become a second kidney where a patient has one. What is left out but half as large as that
+# is named in a note, since it may be the kidney of a small child.
+MINIMUM_ML = 30.0
 # An adult kidney is about 100 mm long. A scan that covers less can only show part of it, and so
 # the minimum shrinks in proportion; a component that an end of the scan cuts may be a pole.
 _KIDNEY_LENGTH_MM = 100.0
@@ -476,6 +477,7 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
     owners = np.zeros(len(pieces.ml), np.uint8)
     believed = pieces.ml >= pieces.needed(minimum_ml)
     believed[0] = False
+    noteworthy = pieces.ml >= pieces.needed(minimum_ml) / 2
     order = [int(n) for n in np.argsort(pieces.ml)[::-1] if n > 0]
 
     horseshoe = 0
@@ -496,7 +498,14 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
     for side in (LEFT, RIGHT):
         mine = [n for n in order if pieces.side[n] == side and n != horseshoe]
         main = horseshoe or next(iter(mine), 0)
-        if not main or not believed[main]:
+        if not main:
+            continue
+        if not believed[main]:
+            if noteworthy[main]:
+                notes.append(
+                    f"a region of {pieces.ml[main]:.0f} ml on the {SIDE_NAMES[side]} is too small "
+                    "for a kidney and was left out"
+                )
             continue
         owners[main] = pieces.side[main]
         body = pieces.points_mm(main)
@@ -504,14 +513,14 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
         least_ml = max(share * pieces.ml[main], min(_PART_ML, pieces.ml[main] / 10))
         for number in mine:
             large = pieces.ml[number] >= least_ml
-            if number == main or not (large or believed[number]):
+            if number == main or not (large or noteworthy[number]):
                 continue
             part = pieces.points_mm(number)
             gap = _gap_mm(part, body)
             if large and gap <= pieces.reach_mm(main, number):
                 owners[number] = side
                 body = np.concatenate([body, part])
-            elif believed[number]:
+            elif noteworthy[number]:
                 notes.append(
                     f"a separate region of {pieces.ml[number]:.0f} ml on the "
                     f"{SIDE_NAMES[side]}, {gap:.0f} mm from the kidney, was left out"
