@@ -221,6 +221,21 @@ def test_a_ct_too_large_for_the_memory_does_not_stop_the_others(run, tmp_path, c
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00002_kidneys.nii.gz"]
 
 
+def test_of_a_case_folder_the_reference_that_tells_sides_is_taken(run, tmp_path, cases, toy_sides):
+    for number in (1, 2):
+        case = cases / f"case_0000{number}"
+        merged = sitk.ReadImage(str(toy_sides)) > 0
+        sitk.WriteImage(merged, str(case / "segmentation.nii.gz"))
+        shutil.copy(toy_sides, case / "sides.nii.gz")
+    code, _, _ = run(
+        "segment", cases / "case_00001", cases / "case_00002", "--reference", cases,
+        "--output", tmp_path / "out", "--report", tmp_path / "r.json",
+    )  # fmt: skip
+    assert code == 0
+    for report in json.loads((tmp_path / "r.json").read_text())["cases"]:
+        assert set(report["dice"]) == {"kidney", "left", "right"}
+
+
 def test_case_folders_are_inputs_and_a_folder_of_cases_the_reference(run, tmp_path, cases):
     code, out, err = run(
         "segment", cases / "case_00001", cases / "case_00002", "--reference", cases,

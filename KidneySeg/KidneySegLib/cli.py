@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 LABELS = ("sides", "kidney")
 PROGRESS = ("bar", "lines", "none")
-REFERENCE_NAMES = ("segmentation.nii.gz", "segmentation.nii", "segmentation.nrrd")
+# Of a case folder; what tells left from right comes first, as generated cases have it.
+REFERENCE_NAMES = (
+    "sides.nii.gz",
+    "segmentation.nii.gz",
+    "segmentation.nii",
+    "segmentation.nrrd",
+)
 REFERENCE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
 
 
@@ -417,7 +423,7 @@ def _reference_of(name: str, reference: Path | None) -> Path | None:
         if candidate.is_file():
             return candidate
     raise InputError(
-        f"{reference} holds no reference for {name}; looked for {name}/{REFERENCE_NAMES[0]} and "
+        f"{reference} holds no reference for {name}; looked for {name}/{REFERENCE_NAMES[1]} and "
         f"{name}{REFERENCE_SUFFIXES[0]}."
     )
 
