@@ -28,7 +28,7 @@ segment: $(VENV)/segment.stamp $(if $(CT),,$(DEMO_CASE))
 	@echo "report        $(abspath $(OUTPUT))/report.json"
 
 $(DEMO_CASE): | $(VENV)/segment.stamp
-	$(BIN)/kidneyseg phantom "$(DEMO)" --cases 1 --seed 3 --size 384x384x120
+	$(BIN)/kidneyseg phantom "$(DEMO)" --cases 1 --seed 1 --size 384x384x120
 
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
