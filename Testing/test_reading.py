@@ -84,7 +84,8 @@ def test_fractions_and_large_values_become_float32(tmp_path, suffix):
 
 
 def test_a_volume_of_several_slabs_is_put_together_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("KidneySegLib.reading._SLAB_VOXELS", 24 * 32 * 4)
+    for room in ("volumes", "nifti"):
+        monkeypatch.setattr(f"KidneySegLib.{room}.SLAB_VOXELS", 24 * 32 * 4)
     array = hounsfield((11, 24, 32)).astype(np.float64)
     for name in ("ct.nii.gz", "ct.nrrd", "ct.mha"):
         sitk.WriteImage(as_image(array), str(tmp_path / name), False)

@@ -439,7 +439,7 @@ def _keep_inputs(options: argparse.Namespace, names: Sequence[str]) -> None:
 
     Inputs are the CTs, also those inside case folders, and the references.
     """
-    from KidneySegLib.reading import IMAGING
+    from KidneySegLib.volumes import IMAGING
 
     kept = [source / file for source in options.input for file in ("", *IMAGING)]
     if options.reference is not None:

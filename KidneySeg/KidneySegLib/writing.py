@@ -24,7 +24,8 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import grid_difference
-from KidneySegLib.reading import quiet, read_label_values
+from KidneySegLib.reading import read_label_values
+from KidneySegLib.volumes import quiet
 
 # What a label map may be written as; the longest first, `.seg.nrrd` is a `.nrrd` too.
 LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")

@@ -1,0 +1,311 @@
+"""Image files to volumes: voxels read, counted and placed, before anybody asks what they show.
+
+Voxels arrive in slabs and end as int16 where every value is a whole number (Hounsfield units are),
+as float32 otherwise; a whole volume is never held in float64.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from KidneySegLib.errors import InputError
+
+# What a voxel that is not a number is taken for: air, in Hounsfield units.
+AIR_HU = -1024
+
+# The imaging of a case folder in the layout of KiTS19.
+IMAGING = ("imaging.nii.gz", "imaging.nii", "imaging.nrrd")
+SLAB_VOXELS = 1 << 19
+ANOTHER_COPY = "copy or export it again"
+
+# Axes off right angles: up to the first, rounding of a header's float32 matrix, left as it is;
+# up to the second, the residue of a registration, straightened. Beyond, slices would lie
+# elsewhere than the header says.
+_ROUNDING_DEGREES = 0.02
+SHEAR_DEGREES = 1.0
+NOT_STRAIGHT = (
+    "{path} has axes that are not at right angles; resample it to a straight grid (in 3D Slicer: "
+    "Resample Scalar/Vector/DWI Volume) and give the result."
+)
+STRAIGHTENED = (
+    "{path} has axes that are {degrees:.2f} degrees off right angles: the closest straight grid "
+    "is used."
+)
+
+
+class _Voxels(NamedTuple):
+    """int16 or float32 values with what was seen on the way."""
+
+    array: np.ndarray  # slices, rows, columns as stored
+    not_finite: int  # voxels that were NaN or infinite and now are AIR_HU
+    low: float  # of the finite ones; infinity if there is none
+    high: float  # minus infinity if there is none
+
+
+@dataclass
+class Volume:
+    """Voxels as read, before anybody asked whether they are a CT or labels."""
+
+    image: sitk.Image
+    not_finite: int
+    low: float  # of the finite voxels
+    high: float
+    rescaled: bool = False  # the file says how its values become HU
+    modality: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def open_file(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be opened ({error.strerror}); check its permissions."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the C++ libraries off standard error: they print there, past any handler."""
+    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        kept = os.dup(2)
+    except OSError:  # no standard error at all, as under pythonw
+        kept = -1
+    if kept >= 0:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 2)
+        os.close(sink)
+    try:
+        yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, 2)
+            os.close(kept)
+        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
+
+
+def unzipped_start(path: Path) -> bytes:
+    with open_file(path) as file, gzip.GzipFile(fileobj=file) as stream, complete_gzip(path):
+        return stream.read(352)
+
+
+@contextmanager
+def complete_gzip(path: Path) -> Iterator[None]:
+    """Turn the errors of a damaged gzip stream into the sentence for the user."""
+    try:
+        yield
+    except EOFError as error:
+        raise InputError(f"{path} is truncated (the gzip data end early); {ANOTHER_COPY}.") from (
+            error
+        )
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged (bad gzip data); {ANOTHER_COPY}.") from error
+
+
+def header_of(path: Path, image_io: str = "") -> sitk.ImageFileReader:
+    """A reader that has read the header of a file."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    if image_io:
+        reader.SetImageIO(image_io)
+    with quiet():
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            if "orthonormal" in str(error):
+                raise InputError(NOT_STRAIGHT.format(path=path)) from error
+            if "Unable to determine ImageIO" in str(error):
+                raise InputError(
+                    f"{path} is not an image in a known format; give a NIfTI, NRRD, MetaImage or "
+                    "DICOM file."
+                ) from error
+            raise InputError(f"{path} cannot be read, it is damaged; {ANOTHER_COPY}.") from error
+    return reader
+
+
+def check_shape(path: Path, header: sitk.ImageFileReader | sitk.Image) -> None:
+    """Refuse what is not a 3-D scalar volume on a sane grid.
+
+    A fourth dimension of one is no dimension: many converters write it.
+    """
+    size = header.GetSize()
+    if "complex" in sitk.GetPixelIDValueAsString(header.GetPixelIDValue()):
+        raise InputError(f"{path} holds complex numbers and is no CT; give a CT.")
+    if isinstance(header, sitk.Image):
+        number = header.GetNumberOfComponentsPerPixel()
+    else:
+        number = header.GetNumberOfComponents()
+    if number != 1:
+        what = "a colour picture" if number in (3, 4) else "a vector image"
+        raise InputError(
+            f"{path} is {what} ({number} values a voxel) and not a CT; give the CT it was made of."
+        )
+    if len(size) < 3:
+        raise InputError(
+            f"{path} is a 2-D image of {size[0]} x {size[1]}; give the whole CT volume."
+        )
+    if any(extent > 1 for extent in size[3:]):
+        number = int(np.prod(size[3:]))
+        raise InputError(
+            f"{path} is a {len(size)}-D image of {number} volumes; extract one of them (such as "
+            "the one of the phase you want) into a file of its own and give that."
+        )
+    grid = np.array([*header.GetSpacing(), *header.GetOrigin(), *header.GetDirection()])
+    if not np.isfinite(grid).all() or min(header.GetSpacing()) <= 0:
+        raise InputError(f"{path} has no usable voxel spacing or position; {ANOTHER_COPY}.")
+
+
+def read_with_itk(path: Path) -> Volume:
+    reader = header_of(path)
+    check_shape(path, reader)
+    with quiet():
+        try:
+            voxels = _itk_voxels(reader)
+        except RuntimeError as error:
+            raise InputError(
+                f"{path} cannot be read, it is damaged or truncated; {ANOTHER_COPY}."
+            ) from error
+    volume = placed_as_read(voxels, reader, path)
+    if reader.HasMetaDataKey("0008|0060"):
+        volume.modality = tag_of(reader, "0008|0060")
+        volume.rescaled = number_in(tag_of(reader, "0028|1052")) != 0
+        if reader.GetSize()[2] == 1:
+            volume.warnings.append(
+                f"{path} is a single DICOM slice: give its folder to read the whole series."
+            )
+    return volume
+
+
+def _itk_voxels(reader: sitk.ImageFileReader) -> _Voxels:
+    """The voxels of a file, in parts where its format allows that.
+
+    Raises
+    ------
+    RuntimeError
+        ITK found the file damaged.
+    """
+    size = reader.GetSize()
+    if reader.CanStreamRead() and len(size) == 3:
+        return collect(size[::-1], _streamed(reader))
+    image = reader.Execute()
+    stored = sitk.GetArrayViewFromImage(image).reshape(size[2::-1])
+    return collect(stored.shape, slabs_of(stored))
+
+
+def _streamed(reader: sitk.ImageFileReader) -> Iterator[np.ndarray]:
+    """The slabs of a file that can be read in parts, each (slices, rows, columns) as stored."""
+    columns, rows, slices = reader.GetSize()
+    step = max(1, SLAB_VOXELS // (columns * rows))
+    for first in range(0, slices, step):
+        reader.SetExtractIndex((0, 0, first))
+        reader.SetExtractSize((columns, rows, min(step, slices - first)))
+        yield sitk.GetArrayFromImage(reader.Execute())
+    reader.SetExtractIndex(())
+    reader.SetExtractSize(())
+
+
+def slabs_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, SLAB_VOXELS // (array.shape[1] * array.shape[2]))
+    for first in range(0, array.shape[0], step):
+        yield array[first : first + step]
+
+
+def collect(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> _Voxels:
+    """Slabs of any type put together as int16, or float32 once a value does not fit that."""
+    array: np.ndarray = np.empty(shape, dtype=np.int16)
+    not_finite, low, high = 0, np.inf, -np.inf
+    at = 0
+    for slab in slabs:
+        if slab.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                slab = slab.astype(np.float32, copy=False)
+            finite = np.isfinite(slab)
+            bad = slab.size - int(np.count_nonzero(finite))
+            if bad:
+                not_finite += bad
+                slab = np.where(finite, slab, np.float32(AIR_HU))
+                slab_low = float(slab.min(where=finite, initial=np.inf))
+                slab_high = float(slab.max(where=finite, initial=-np.inf))
+            else:
+                slab_low, slab_high = float(slab.min()), float(slab.max())
+            whole = bool((np.rint(slab) == slab).all())
+        else:
+            slab_low, slab_high, whole = float(slab.min()), float(slab.max()), True
+        low, high = min(low, slab_low), max(high, slab_high)
+        fits = whole and (slab_low > slab_high or (slab_low >= -32768 and slab_high <= 32767))
+        if array.dtype == np.int16 and not fits:
+            wider = np.empty(shape, dtype=np.float32)
+            wider[:at] = array[:at]
+            array = wider
+        array[at : at + len(slab)] = slab
+        at += len(slab)
+    return _Voxels(array, not_finite, low, high)
+
+
+def placed_as_read(
+    voxels: _Voxels, header: sitk.ImageFileReader | sitk.Image, path: Path
+) -> Volume:
+    """The voxels on the grid of their header; dimensions past the third are dropped."""
+    number = len(header.GetSize())
+    direction = np.asarray(header.GetDirection()).reshape(number, number)[:3, :3]
+    return placed_image(voxels, header.GetSpacing()[:3], header.GetOrigin()[:3], direction, path)
+
+
+def placed_image(
+    voxels: _Voxels,
+    spacing: Sequence[float],
+    origin: Sequence[float],
+    direction: np.ndarray,
+    path: Path | str,
+) -> Volume:
+    """The voxels on this grid, which must be straight."""
+    warnings = []
+    off = shear_degrees(direction)
+    if not off <= SHEAR_DEGREES:
+        raise InputError(NOT_STRAIGHT.format(path=path))
+    if off > _ROUNDING_DEGREES:
+        # The closest rotation: the polar decomposition's orthonormal factor.
+        left, _, right = np.linalg.svd(direction)
+        direction = left @ right
+        warnings.append(STRAIGHTENED.format(path=path, degrees=off))
+    image = sitk.GetImageFromArray(voxels.array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction.ravel().tolist())
+    return Volume(image, voxels.not_finite, voxels.low, voxels.high, warnings=warnings)
+
+
+def shear_degrees(axes: np.ndarray) -> float:
+    """How far the worst pair of three column vectors is off a right angle; NaN without a length."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = axes / np.linalg.norm(axes, axis=0)
+    cosines = np.abs((unit.T @ unit)[np.triu_indices(3, 1)])
+    return float(np.degrees(np.arcsin(np.minimum(1.0, cosines)).max()))
+
+
+def tag_of(reader: sitk.ImageFileReader, key: str) -> str:
+    return reader.GetMetaData(key).strip("\0 ") if reader.HasMetaDataKey(key) else ""
+
+
+def number_in(text: str) -> float:
+    """The number in a text field, 0 where there is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    return number if np.isfinite(number) else 0.0
