@@ -501,7 +501,7 @@ def _train(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"Training needs the package {error.name}, which is not installed; run "
-            "`pip install kidneyseg[train]`."
+            "`pip install '.[train]'` in the folder of KidneySeg's source."
         ) from error
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
