@@ -291,3 +291,19 @@ def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json({"dice": float("nan")}, tmp_path / "new" / "report.json")
     assert everything_in(tmp_path) == []
+
+
+def test_an_error_names_the_file_that_was_asked_for_and_no_temporary_one(tmp_path, monkeypatch):
+    wanted = tmp_path / "kidneys.nii.gz"
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("KidneySegLib.writing.os.fsync", full)
+    with pytest.raises(KidneySegError) as caught, atomic(wanted) as temporary:
+        write_labels(sitk.Image(4, 4, 4, sitk.sitkUInt8), temporary)
+    assert str(caught.value).startswith(f"{wanted} cannot be written, the disk is full")
+    with pytest.raises(KidneySegError) as caught, atomic(wanted) as temporary:
+        write_json({}, temporary)
+    assert str(caught.value).startswith(f"{wanted} cannot be written, the disk is full")
+    assert not list(tmp_path.iterdir())

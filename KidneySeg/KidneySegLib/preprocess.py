@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-AIR_HU = -1024
 BODY_HU = -300
 CLIPPED_AIR_HU = 4
 BODY_MARGIN_MM = 12.0

@@ -33,6 +33,10 @@ LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 # Below this much room a failed write is put down to a full disk.
 _FULL_BYTES = 1 << 20
 
+# Temporary names in use and what they stand for. Writers may nest, to let several files appear
+# together; a message names the file that somebody asked for.
+_STANDS_FOR: dict[Path, Path] = {}
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -199,6 +203,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     made: list[Path] = []
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name.lower()}")
     done = False
+    _STANDS_FOR[temporary] = path
     try:
         _make_folders(path.parent, made)
         yield temporary
@@ -209,6 +214,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise _failed(path, error) from error
     finally:
+        del _STANDS_FOR[temporary]
         if not done:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -241,7 +247,14 @@ def _label_suffix(path: Path) -> str:
     return _suffix(path, LABEL_SUFFIXES)
 
 
+def _asked_for(path: Path) -> Path:
+    while path in _STANDS_FOR:
+        path = _STANDS_FOR[path]
+    return path
+
+
 def _failed(path: Path, error: OSError) -> KidneySegError:
+    path = _asked_for(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return KidneySegError(
             f"{path} cannot be written, the disk is full; free some space and run again."
@@ -254,6 +267,7 @@ def _failed(path: Path, error: OSError) -> KidneySegError:
 
 def _not_written(path: Path) -> KidneySegError:
     """For a failure that ITK gives no reason for."""
+    path = _asked_for(path)
     folder = path.parent
     full = folder.exists() and shutil.disk_usage(folder).free < _FULL_BYTES
     reason = "the disk is full" if full else "the disk may be full or not writable"

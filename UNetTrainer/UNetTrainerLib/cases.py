@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from KidneySegLib.errors import InputError
+from KidneySegLib.volumes import IMAGING
 
-IMAGING = ("imaging.nii.gz", "imaging.nii", "imaging.nrrd", "imaging.mha")
 SEGMENTATION = "segmentation"
 PATIENT_COLUMNS = ("patient", "kits19_case", "case")
 

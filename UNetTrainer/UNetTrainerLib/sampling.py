@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from KidneySegLib.preprocess import AIR_HU, Preprocessing, context_offset, with_context
+from KidneySegLib.preprocess import Preprocessing, context_offset, with_context
+from KidneySegLib.volumes import AIR_HU
 from UNetTrainerLib.cache import CachedCase
 
 
