@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+import slicerhost
 import torch
 import toys
 
@@ -68,3 +69,15 @@ def toy_sides(_toy_folder) -> Path:
 def toy_kidney(_toy_folder) -> Path:
     """Labels of the toy: 1 kidney."""
     return _toy_folder / "kidney.nii.gz"
+
+
+@pytest.fixture
+def slicer_scene():
+    """The module `slicer` of slicer-core, started like Slicer in batch, with an empty scene."""
+    reason = slicerhost.why_not()
+    if reason:
+        pytest.skip(reason)
+    slicer = slicerhost.boot()
+    slicerhost.clear(slicer)
+    yield slicer
+    slicerhost.clear(slicer)

@@ -81,6 +81,16 @@ def test_labels_kidney_merges_both(run, tmp_path, toy_ct, toy_kidney):
     assert not image.HasMetaDataKey("Segment1_Name")
 
 
+def test_the_rarer_choices_reach_the_walk(run, tmp_path, toy_ct, toy_sides):
+    out = tmp_path / "k.nrrd"
+    code, told, _ = run("segment", toy_ct, "--output", out, "--minimum-ml", "100000")
+    assert code == 0 and "no kidney found" in told
+    options = ("--minimum-ml", "100000", "--keep-small", "--mirror", "--batch-slices", "4")
+    assert run("segment", toy_ct, "--output", out, *options)[0] == 0
+    np.testing.assert_array_equal(voxels(out), voxels(toy_sides))
+    assert run("segment", toy_ct, "--output", out, "--batch-slices", "0")[0] == 2
+
+
 def test_report_reference_and_overlay_of_one_run(run, tmp_path, toy_ct, toy_sides, toy_model):
     code, out, err = run(
         "segment", toy_ct, "--output", tmp_path / "k.nii.gz", "--reference", toy_sides,

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from scipy import ndimage
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import to_axial
@@ -16,6 +18,7 @@ from KidneySegLib.measure import (
     iou,
     labels_kind,
     slice_score,
+    surface_distances,
     volume_ml,
     volumes_ml,
 )
@@ -94,6 +97,81 @@ def test_slice_score_is_the_mean_over_all_slices_with_empty_ones_counted_as_one(
     expected = (1 + (10 + 1e-4) / (15 + 1e-4) + 1e-4 / (1 + 1e-4) + 1) / 4
     assert slice_score(a, b) == pytest.approx(expected, abs=1e-12)
     assert slice_score(a * 0, b * 0) == 1.0
+
+
+# --- surfaces -----------------------------------------------------------------------------------
+
+
+def distances_by_scipy(
+    a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distances of the surface of a to that of b, and of b to a."""
+    one, other = (mask & ~ndimage.binary_erosion(mask) for mask in (a, b))
+    return (
+        ndimage.distance_transform_edt(~other, sampling=spacing_mm)[one],
+        ndimage.distance_transform_edt(~one, sampling=spacing_mm)[other],
+    )
+
+
+def blobs(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """Two shapes, ragged or smooth, on a grid of any shape and spacing; they touch its faces."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 24, 3))
+    smooth = rng.uniform(0, 2)
+    a, b = (ndimage.gaussian_filter(rng.normal(size=shape), smooth) > 0 for _ in "ab")
+    a.flat[0] = b.flat[-1] = True
+    return a, b, tuple(rng.uniform(0.4, 5, 3).tolist())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_surface_distances_are_those_of_scipys_distance_transform(seed: int) -> None:
+    a, b, spacing_mm = blobs(seed)
+    there, back = distances_by_scipy(a, b, spacing_mm)
+    result = surface_distances(a, b.astype(np.uint8) * 2, spacing_mm)
+    assert result is not None
+    assert result.mean_mm == pytest.approx(np.concatenate([there, back]).mean(), abs=1e-4)
+    expected = max(np.percentile(there, 95), np.percentile(back, 95))
+    assert result.hausdorff_95_mm == pytest.approx(expected, abs=1e-4)
+    assert surface_distances(b, a, spacing_mm) == pytest.approx(result, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI's own making
+def test_surface_distances_are_those_of_monai() -> None:
+    metrics = pytest.importorskip("monai.metrics")
+    for seed in range(3):
+        a, b, spacing_mm = blobs(seed)
+        pair = [torch.from_numpy(mask[None, None]) for mask in (a, b)]
+        hausdorff = metrics.compute_hausdorff_distance(
+            *pair, include_background=True, percentile=95, spacing=spacing_mm
+        )
+        mean = metrics.compute_average_surface_distance(
+            *pair, include_background=True, symmetric=True, spacing=spacing_mm
+        )
+        result = surface_distances(a, b, spacing_mm)
+        assert result == pytest.approx((float(mean), float(hausdorff)), abs=1e-4)
+
+
+def test_a_shift_is_its_distance_in_mm() -> None:
+    plane = np.zeros((20, 9, 9), bool)
+    plane[5] = True
+    result = surface_distances(plane, np.roll(plane, 3, 0), (2.5, 1.0, 1.0))
+    assert result == pytest.approx((7.5, 7.5))
+    assert surface_distances(LEFT, LEFT, SPACING) == (0.0, 0.0)
+
+
+def test_one_far_voxel_moves_the_95_percent_distance_little() -> None:
+    stray = LEFT.copy()
+    stray[0, 0, 0] = True
+    result = surface_distances(stray, LEFT, SPACING)
+    assert result is not None and result.hausdorff_95_mm == 0.0 and result.mean_mm > 0
+
+
+def test_without_a_surface_there_is_no_distance() -> None:
+    nothing = np.zeros_like(LEFT)
+    for a, b in ((LEFT, nothing), (nothing, LEFT), (nothing, nothing)):
+        assert surface_distances(a, b, SPACING) is None
+    with pytest.raises(ValueError, match="different shapes"):
+        surface_distances(LEFT, LEFT[1:], SPACING)
 
 
 # --- what labels mean -------------------------------------------------------------------------
@@ -208,6 +286,29 @@ def test_swapped_sides_score_nothing_by_side_and_are_named() -> None:
     result = evaluate(swapped, SIDES, ("mine.nii.gz", "theirs.nii.gz"))
     assert result["dice"] == {"kidney": 1.0, "left": 0.0, "right": 0.0}
     assert result["notes"] == ["left and right are swapped in mine.nii.gz"]
+
+
+def test_distances_are_measured_for_each_kidney_when_asked_for() -> None:
+    moved = image((LEFT, 1), (np.roll(RIGHT, 2, 1), 2))
+    assert "hausdorff_95_mm" not in evaluate(moved, SIDES)
+    for flip in (False, True):
+        result = json.loads(
+            json.dumps(
+                evaluate(
+                    image((LEFT, 1), (np.roll(RIGHT, 2, 1), 2), flip=flip),
+                    image((LEFT, 1), (RIGHT, 2), flip=flip),
+                    distances=True,
+                )
+            )
+        )
+        for name, value in (("mean_surface_distance_mm", 0), ("hausdorff_95_mm", 1)):
+            right = surface_distances(np.roll(RIGHT, 2, 1), RIGHT, SPACING)
+            assert right is not None
+            assert result[name]["right"] == pytest.approx(right[value], abs=1e-4)
+            assert result[name]["left"] == 0.0
+            assert 0 < result[name]["kidney"] < 8.1
+    missed = evaluate(image((LEFT, 1)), SIDES, distances=True)
+    assert missed["hausdorff_95_mm"]["right"] is None
 
 
 def test_merged_labels_are_compared_together() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from KidneySegLib.model import (
     WEIGHTS_FILE,
     find_model,
     import_checkpoint,
+    list_cards,
     list_models,
     load_model,
     save_model,
@@ -27,6 +29,7 @@ from KidneySegLib.model import (
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import Preprocessing
+from KidneySegLib.segment import segment
 
 NETWORK = NetworkParameters(features=1, depth=2)
 
@@ -120,7 +123,6 @@ CARDS = {
     "activation unknown": (lambda f: edit(f, activation="tanh"), "tanh"),
     "threshold off": (lambda f: edit(f, threshold=1.5), "threshold"),
     "threshold in text": (lambda f: edit(f, threshold="half"), "half"),
-    "colour input": (lambda f: edit(f, network={"in_channels": 3}), "3 channels"),
     "no weights": (lambda f: (f / WEIGHTS_FILE).unlink(), "has no weights.safetensors"),
 }  # fmt: skip
 
@@ -238,6 +240,15 @@ def test_a_name_with_a_path_in_it_does_not_reach_out_of_the_models_folder(places
     assert find_model("../outside").folder == Path("../outside")
 
 
+def test_a_model_of_colour_pictures_is_listed_but_refuses_a_ct(places, toy_ct):
+    network = replace(NETWORK, in_channels=3, classes=3)
+    model = copying_model(places[1] / "colour", network, labels=("background", "kidney", "tumour"))
+    assert list_models() == ([model], [])
+    for given in ("colour", model, TorchBackend(model, "cpu", "float32")):
+        with pytest.raises(ModelError, match=r"colour was trained on colour pictures \(3 channels"):
+            segment(toy_ct, given, device="cpu")
+
+
 # --- Saving -----------------------------------------------------------------------------------
 
 
@@ -322,3 +333,20 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_sentence(tmp_path):
             import_checkpoint(tmp_path / f"{name}.pt", tmp_path / "model")
         assert "\n" not in str(caught.value)
     assert everything_in(tmp_path) == before
+
+
+def test_cards_are_listed_for_a_window_that_has_no_torch(tmp_path, monkeypatch, toy_model):
+    monkeypatch.setenv("KIDNEYSEG_MODELS", str(toy_model.folder.parent))
+    more = tmp_path / "more"
+    copying_model(more / "mine", card={"licence": "free"})
+    copying_model(more / "toy")  # the user's own comes first
+    (more / "empty").mkdir()
+    (more / "nameless").mkdir()
+    shutil.copy(more / "mine" / "weights.safetensors", more / "nameless")
+    (more / "nameless" / "model.json").write_text('{"format": 1, "name": ""}', encoding="utf-8")
+    cards, refused = list_cards(more, tmp_path / "gone")
+    assert [card["name"] for card in cards] == ["kidney-unet-25d", "toy", "mine"]
+    assert cards[1]["folder"] == toy_model.folder
+    assert (cards[2]["licence"], cards[2]["folder"]) == ("free", more / "mine")
+    assert len(refused) == 2 and "empty" in refused[0] and "nameless" in refused[1]
+    assert [card["name"] for card in list_cards(more / "mine")[0]][-1] == "mine"

@@ -15,6 +15,7 @@ from KidneySegLib.errors import ModelError
 from KidneySegLib.model import import_checkpoint, load_model
 from KidneySegLib.network import (
     OLD_PARAMETERS,
+    Inception,
     NetworkParameters,
     build,
     count_parameters,
@@ -159,9 +160,76 @@ def test_every_combination_of_options_builds_runs_and_keeps_its_size(padding, pl
         assert NetworkParameters.from_dict(vars(parameters)) == parameters
 
 
+INCEPTIONS = list(
+    product(
+        ("lowest", "everywhere"), ("after_relu", "before_relu"), ("transposed", "interpolation")
+    )
+)
+
+
+@pytest.mark.parametrize(("place", "norm", "up"), INCEPTIONS, ids=map("-".join, INCEPTIONS))
+def test_the_inception_form_takes_every_option_of_the_plain_one(place, norm, up):
+    for context, classes, depth, channels in ((1, 2, 3, 1), (3, 1, 2, 1), (5, 3, 1, 3)):
+        parameters = NetworkParameters(
+            kind="inception-unet",
+            in_channels=channels,
+            context_slices=context,
+            classes=classes,
+            features=5,
+            depth=depth,
+            dropout_place=place,
+            normalisation=norm,
+            up_sampling=up,
+        )
+        assert (margin(parameters), valid_size(parameters, 12)) == (0, 12)
+        network = build(parameters).train()
+        logits = network(torch.randn(2, channels * context, 12, 20))
+        assert logits.shape == (2, classes, 12, 20)
+        logits.sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+        assert NetworkParameters.from_dict(vars(parameters)) == parameters
+
+
+def test_an_inception_module_has_the_shares_of_the_papers_module_3a():
+    """Szegedy et al. 2015, table 1: 192 channels to 64 + 128 + 32 + 32, through 96 and 16."""
+    module = Inception(192, 256)
+    sizes = {
+        name: (layer.in_channels, layer.out_channels, layer.kernel_size[0])
+        for name, layer in module.named_children()
+    }
+    assert sizes == {
+        "branch1": (192, 64, 1),
+        "reduce3": (192, 96, 1),
+        "branch3": (96, 128, 3),
+        "reduce5": (192, 16, 1),
+        "branch5": (16, 32, 5),
+        "branch_pool": (192, 32, 1),
+    }
+    for features in range(4, 40):
+        assert Inception(3, features)(torch.zeros(1, 3, 4, 4)).shape[1] == features
+
+
+@pytest.mark.parametrize("kind", ["unet", "inception-unet"])
+def test_a_pixel_is_felt_as_far_as_the_parameters_say_after_a_block(kind):
+    torch.manual_seed(2)
+    parameters = NetworkParameters(kind=kind, features=64, depth=1)
+    block = build(parameters).eval().encoder[0]
+    flat = torch.rand(1, 1, 31, 31)
+    poked = flat.clone()
+    poked[..., 15, 15] += 3.0
+    with torch.inference_mode():
+        changed = (block(poked) - block(flat)).abs().amax((0, 1)) > 0
+    felt = changed.nonzero() - 15
+    assert felt.min() == -parameters.reach
+    assert felt.max() == parameters.reach
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"kind": "resnet"},
+        {"padding": False, "kind": "inception-unet"},
+        {"features": 3, "kind": "inception-unet"},
         {"features": 0},
         {"features": 2.0},
         {"features": True},

@@ -438,6 +438,15 @@ def test_a_scan_of_a_few_slices_holds_kidneys() -> None:
 # --- holes ------------------------------------------------------------------------------------
 
 
+def test_a_foreground_that_fills_its_box_is_taken_as_it_is() -> None:
+    """What an untrained network may answer: nothing of the box is left for the background."""
+    patient = Patient()
+    block = np.zeros_like(patient.mask)
+    block[10:20, 30:40, 50:60] = True
+    found = find_kidneys(block, patient.grid, patient.ct)
+    assert np.array_equal(found.labels > 0, block)
+
+
 def test_a_closed_cavity_is_filled_and_an_open_sinus_is_not() -> None:
     patient = Patient()
     left, right = patient.left(), patient.right()

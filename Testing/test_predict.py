@@ -98,6 +98,65 @@ def test_tiles_of_a_padded_network_give_the_whole_slices_result_away_from_the_ed
     np.testing.assert_allclose(tiled[:, :-edge, :-edge], whole[:, :-edge, :-edge], atol=6e-4)
 
 
+@pytest.mark.parametrize("up", ["transposed", "interpolation"])
+def test_tiles_of_an_inception_network_give_the_whole_slices_result_away_from_the_edges(make, up):
+    backend = make(kind="inception-unet", features=5, up_sampling=up)
+    working = slices((2, 130, 303))
+    tiled = predict(working, 3.0, backend, tile=200).astype(np.float32)
+    whole = predict(working, 3.0, backend, tile=1000).astype(np.float32)
+    assert whole.std() > 0.01
+    # The reach of the blocks: 4 pixels at each of 3 levels down and 2 up, of 1, 2 and 4 pixels.
+    edge = 4 * (1 + 2 + 4 + 2 + 1) + backend.model.network.multiple
+    np.testing.assert_allclose(tiled[:, :-edge, :-edge], whole[:, :-edge, :-edge], atol=6e-4)
+
+
+@pytest.mark.parametrize("tile", [1000, 24])
+@pytest.mark.parametrize("padding", [True, False], ids=["padded", "unpadded"])
+def test_channels_of_a_neighbour_stay_together_and_neighbours_in_order(make, padding, tile):
+    backend = make(padding=padding, in_channels=3, context_slices=3)
+    working = slices((5, 3, 21, 26))
+    seen = []
+    ask = backend.network.forward
+
+    def listen(batch):
+        seen.append(batch)
+        return ask(batch)
+
+    backend.network.forward = listen
+    got = predict(working, 3.0, backend, tile=tile)
+    assert got.shape == (5, 21, 26)
+    border = margin(backend.model.network)
+    first = seen[0][2, :, border : border + 8, border : border + 8].numpy()
+    expected = np.concatenate([working[1], working[2], working[3]])[:, :8, :8]
+    np.testing.assert_array_equal(first, expected)
+
+
+def test_one_channel_with_an_axis_of_its_own_is_no_other_result(make):
+    backend = make(context_slices=3)
+    working = slices((4, 20, 24))
+    np.testing.assert_array_equal(
+        predict(working[:, None], 3.0, backend), predict(working, 3.0, backend)
+    )
+
+
+@pytest.mark.parametrize(
+    ("activation", "labels"),
+    [("softmax", ("background", "kidney", "tumour")), ("sigmoid", ("kidney", "tumour"))],
+)
+def test_every_class_is_answered_when_asked_and_adds_up_to_kidney(make, activation, labels):
+    backend = make(classes=len(labels), fields={"activation": activation, "labels": labels})
+    working = slices((3, 37, 50))
+    each = predict(working, 3.0, backend, classes=True).astype(np.float32)
+    assert each.shape == (3, len(labels), 37, 50)
+    assert all(one.std() > 0.01 for one in each.swapaxes(0, 1))
+    kidney = predict(working, 3.0, backend).astype(np.float32)
+    if activation == "softmax":
+        np.testing.assert_allclose(each.sum(1), 1, atol=2e-3)
+        np.testing.assert_allclose(each[:, 1:].sum(1), kidney, atol=2e-3)
+    else:
+        np.testing.assert_array_equal(each.max(1), kidney)
+
+
 def test_every_pixel_is_answered_whatever_the_tile():
     asked = []
 
@@ -235,3 +294,33 @@ def test_a_network_in_training_is_used_instead_of_stored_weights(make):
     used = TorchBackend(backend.model, "cpu", "float32", network)
     assert used(slices((1, 1, 8, 8))).shape == (1, 8, 8)
     assert used.network is network
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["kidney", "classes"])
+def test_mirroring_is_the_mean_of_both_answers_and_blind_to_left_and_right(make, classes):
+    backend = make()
+    working = slices((3, 24, 32))
+    plain, mirrored = (
+        predict(working, 3.0, backend, classes=classes, mirror=mirror) for mirror in (False, True)
+    )
+    other = predict(np.ascontiguousarray(working[..., ::-1]), 3.0, backend, classes=classes)
+    np.testing.assert_allclose(
+        mirrored, (plain.astype(float) + other[..., ::-1].astype(float)) / 2, atol=2e-3
+    )
+    assert not np.allclose(mirrored, plain, atol=2e-3)
+    again = predict(working[..., ::-1].copy(), 3.0, backend, classes=classes, mirror=True)
+    np.testing.assert_allclose(again[..., ::-1], mirrored, atol=2e-3)
+
+
+def test_a_batch_has_the_slices_that_were_asked_for(make, monkeypatch):
+    backend = make()
+    sizes = []
+    real = TorchBackend.__call__
+    monkeypatch.setattr(
+        TorchBackend, "__call__", lambda self, batch: sizes.append(len(batch)) or real(self, batch)
+    )
+    working = slices((7, 16, 16))
+    results = [predict(working, 3.0, backend, batch_slices=count) for count in (None, 1, 3)]
+    assert sizes == [7, *[1] * 7, 3, 3, 1]
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], atol=1e-3)

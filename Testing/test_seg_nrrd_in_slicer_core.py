@@ -5,28 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import slicerhost
 
 from KidneySegLib.reading import read_labels
 from KidneySegLib.writing import MERGED, SIDES, write_labels
 
-slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
-vtk = pytest.importorskip("vtk")
-vtk_to_numpy = pytest.importorskip("vtk.util.numpy_support").vtk_to_numpy
-if not hasattr(slicer, "vtkMRMLSegmentationStorageNode"):
-    pytest.skip("another package is called slicer too", allow_module_level=True)
+if slicerhost.why_not():
+    pytest.skip(slicerhost.why_not(), allow_module_level=True)
+slicer = slicerhost.boot()
+import vtk  # noqa: E402
+from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 
-@pytest.fixture
-def scene():
-    """A scene that knows segmentations, as a start of Slicer leaves it."""
-    scene = slicer.vtkMRMLScene()
-    application = slicer.vtkSlicerApplicationLogic()
-    application.SetMRMLScene(scene)
-    segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
-    segmentations.SetMRMLApplicationLogic(application)
-    segmentations.SetMRMLScene(scene)
-    yield scene, segmentations
-    scene.Clear(True)
+@pytest.fixture(autouse=True)
+def _clean(slicer_scene):
+    """An empty scene for every test."""
 
 
 def two_kidneys(turn: float = 0.0, shape=(6, 24, 32)) -> sitk.Image:
@@ -41,10 +34,9 @@ def two_kidneys(turn: float = 0.0, shape=(6, 24, 32)) -> sitk.Image:
     return image
 
 
-def opened(scene, path):
-    _, logic = scene
-    node = logic.LoadSegmentationFromFile(str(path), True)
-    assert node is not None and node.IsA("vtkMRMLSegmentationNode")
+def opened(path):
+    node = slicer.util.loadSegmentation(str(path))
+    assert node.IsA("vtkMRMLSegmentationNode")
     return node
 
 
@@ -63,14 +55,14 @@ def labelmap(segment) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("turn", [0.0, 0.2])
 @pytest.mark.parametrize("segments", [SIDES, MERGED], ids=["sides", "merged"])
 def test_slicer_opens_the_segmentation_with_names_colours_terminology_and_geometry(
-    scene, tmp_path, segments, turn
+    tmp_path, segments, turn
 ):
     labels = two_kidneys(turn)
     if segments is MERGED:
         labels = sitk.Cast(labels > 0, sitk.sitkUInt8)
     path = tmp_path / "kidneys.seg.nrrd"
     write_labels(labels, path, segments)
-    segmentation = opened(scene, path).GetSegmentation()
+    segmentation = opened(path).GetSegmentation()
     assert segmentation.GetSourceRepresentationName() == "Binary labelmap"
     assert list(segmentation.GetSegmentIDs()) == [segment.id for segment in segments]
     for written in segments:
@@ -90,10 +82,10 @@ def test_slicer_opens_the_segmentation_with_names_colours_terminology_and_geomet
             )
 
 
-def test_slicer_keeps_the_grid_of_the_ct_as_reference(scene, tmp_path):
+def test_slicer_keeps_the_grid_of_the_ct_as_reference(tmp_path):
     labels = two_kidneys(0.2)
     write_labels(labels, tmp_path / "a.seg.nrrd", SIDES)
-    segmentation = opened(scene, tmp_path / "a.seg.nrrd").GetSegmentation()
+    segmentation = opened(tmp_path / "a.seg.nrrd").GetSegmentation()
     text = segmentation.GetConversionParameter("Reference image geometry")
     image = slicer.vtkOrientedImageData()
     assert slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image, False)
@@ -102,7 +94,7 @@ def test_slicer_keeps_the_grid_of_the_ct_as_reference(scene, tmp_path):
     assert np.multiply(image.GetOrigin(), (-1, -1, 1)).tolist() == list(labels.GetOrigin())
 
 
-def test_slicer_understands_the_terminology(scene, tmp_path):
+def test_slicer_understands_the_terminology():
     logic = slicer.vtkSlicerTerminologiesModuleLogic
     for segment, side in ((SIDES[0], "Left"), (SIDES[1], "Right"), (MERGED[0], None)):
         entry = slicer.vtkSlicerTerminologyEntry()
@@ -113,26 +105,23 @@ def test_slicer_understands_the_terminology(scene, tmp_path):
         assert entry.GetTypeModifierObject().GetCodeMeaning() == side
 
 
-def test_an_empty_segmentation_keeps_its_two_names(scene, tmp_path):
+def test_an_empty_segmentation_keeps_its_two_names(tmp_path):
     write_labels(two_kidneys() * 0, tmp_path / "none.seg.nrrd", SIDES)
-    segmentation = opened(scene, tmp_path / "none.seg.nrrd").GetSegmentation()
+    segmentation = opened(tmp_path / "none.seg.nrrd").GetSegmentation()
     assert segmentation.GetNumberOfSegments() == 2
     assert labelmap(segmentation.GetNthSegment(0))[0].max() == 0
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["one layer", "two layers"])
-def test_what_slicer_saves_is_read_back_with_its_sides(scene, tmp_path, overlap):
+def test_what_slicer_saves_is_read_back_with_its_sides(tmp_path, overlap):
     """Slicer gives labels as it likes: the names tell which kidney is which."""
     write_labels(two_kidneys(0.2), tmp_path / "a.seg.nrrd", SIDES)
-    node = opened(scene, tmp_path / "a.seg.nrrd")
+    node = opened(tmp_path / "a.seg.nrrd")
     segmentation = node.GetSegmentation()
     segmentation.SetSegmentIndex("right_kidney", 0)
     if overlap:
         segmentation.SeparateSegmentLabelmap("right_kidney")
-    storage = slicer.vtkMRMLSegmentationStorageNode()
-    scene[0].AddNode(storage)
-    storage.SetFileName(str(tmp_path / "b.seg.nrrd"))
-    assert storage.WriteData(node)
+    assert slicer.util.saveNode(node, str(tmp_path / "b.seg.nrrd"))
     back = read_labels(tmp_path / "b.seg.nrrd")
     np.testing.assert_array_equal(
         sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(two_kidneys(0.2))

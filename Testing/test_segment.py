@@ -167,6 +167,31 @@ def test_bfloat16_finds_the_kidneys_of_float32(toy_model):
     np.testing.assert_array_equal(voxels(result.labels), labels)
 
 
+@pytest.mark.parametrize("choices", [{"mirror": True}, {"batch_slices": 2}], ids=str)
+def test_mirroring_and_batches_keep_left_left_and_right_right(backend, choices):
+    ct, labels = toys.toy()
+    result = segment(toys.image_of(ct), backend, **choices)
+    np.testing.assert_array_equal(voxels(result.labels), labels)
+
+
+def test_how_large_a_kidney_is_at_least_can_be_chosen(backend):
+    image = toys.image_of(toys.toy(("left",))[0])
+    volume = segment(image, backend).report["kidneys"]["left"]["volume_ml"]
+    assert volume > 0
+    too_small = segment(image, backend, minimum_ml=4 * volume)
+    assert too_small.report["kidneys"]["left"]["volume_ml"] == 0
+    kept = segment(image, backend, minimum_ml=4 * volume, keep_small=True)
+    assert kept.report["kidneys"]["left"]["volume_ml"] == volume
+
+
+@pytest.mark.parametrize(
+    "choices", [{"batch_slices": 0}, {"minimum_ml": -1.0}, {"minimum_ml": float("nan")}], ids=str
+)
+def test_choices_that_make_no_sense_are_wrong_usage(backend, toy_ct, choices):
+    with pytest.raises(UsageError):
+        segment(toy_ct, backend, **choices)
+
+
 def test_memory_stays_a_few_times_the_volume(backend):
     shape, spacing = (80, 96, 128), (1.6, 2.2, 2.5)
     ct, _ = toys.toy(shape=shape, spacing_mm=spacing)

@@ -5,14 +5,17 @@ Rooms are imported when a command needs them, so that ``--help`` answers at once
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,17 +28,11 @@ if TYPE_CHECKING:
 
 LABELS = ("sides", "kidney")
 PROGRESS = ("bar", "lines", "none")
-# Of a case folder; what tells left from right comes first, as generated cases have it.
-REFERENCE_NAMES = (
-    "sides.nii.gz",
-    "segmentation.nii.gz",
-    "segmentation.nii",
-    "segmentation.nrrd",
-)
-REFERENCE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
+# How long a run that is asked to stop may take before it is cut short.
+_STOP_SECONDS = 0.5
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
@@ -49,22 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done; 1 failed; 2 wrong usage; 3 unusable input; 4 unusable model; 130 stopped.
     """
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser(training=given[:1] == ["train"]).parse_args(given)
     try:
         with _stopped_by_sigterm():
             code: int = options.run(options)
         return code
     except KidneySegError as error:
-        return _fail(error, error.exit_code, options)
+        return fail(error, error.exit_code, options)
     except KeyboardInterrupt:
-        return _fail(Cancelled("Stopped; nothing was left half-done."), 130, options)
+        return fail(Cancelled("Stopped; nothing was left half-done."), 130, options)
     except BrokenPipeError:
         # Whoever read our output has gone: point stdout elsewhere so that the exit is silent.
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         return 1
     except Exception as error:
         text = f"{type(error).__name__}: {error} (run again with --verbose to see where)"
-        return _fail(KidneySegError(text), 1, options)
+        return fail(KidneySegError(text), 1, options)
 
 
 @contextmanager
@@ -84,26 +82,31 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(error: BaseException, code: int, options: argparse.Namespace) -> int:
+def fail(error: BaseException, code: int, options: argparse.Namespace) -> int:
+    """Say what went wrong in one line; returns the exit code."""
     if options.verbose:
         traceback.print_exc()
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return code
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = _Parser(
+def parser(training: bool = True) -> argparse.ArgumentParser:
+    """The whole command line.
+
+    Args:
+        training: with the flags of ``train``, which are the trainer's: segmenting does without it.
+    """
+    top = Parser(
         prog="kidneyseg",
         description="Segments both kidneys in CT. Research use only, not for clinical use.",
     )
     top.add_argument("--version", action="version", version=f"kidneyseg {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
 
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="show where an error came from")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
         added = commands.add_parser(name, help=text, description=text, parents=[common])
         added.set_defaults(run=run)
         return added
@@ -152,6 +155,31 @@ def parser() -> argparse.ArgumentParser:
         choices=PROGRESS,
         help="bar (default; in a terminal), JSON lines on stdout, or none",
     )
+    segment.add_argument(
+        "--minimum-ml",
+        type=float,
+        metavar="X",
+        help="least volume of a kidney (default: 30; less where a scan cuts it off)",
+    )
+    segment.add_argument(
+        "--keep-small", action="store_true", help="keep every component, whatever its size"
+    )
+    segment.add_argument(
+        "--mirror",
+        action="store_true",
+        help="average with the answer for mirrored slices; takes twice the time",
+    )
+    segment.add_argument(
+        "--batch-slices",
+        type=int,
+        metavar="N",
+        help="slices that go through the network at once (default: by their size)",
+    )
+    segment.add_argument(
+        "--stop-with-stdin",
+        action="store_true",
+        help="stop when standard input closes, for programs that run this one",
+    )
 
     evaluate = command("evaluate", _evaluate, "compare a segmentation with a reference")
     evaluate.add_argument("prediction", metavar="PREDICTION", type=Path)
@@ -159,24 +187,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--report", type=Path, metavar="PATH", help="figures as .json")
 
     train = command("train", _train, "train a model on labelled cases")
-    train.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="FOLDER",
-        help="KiTS19 case folders, or images/ and masks/ with index.csv",
-    )
-    train.add_argument(
-        "--output", required=True, metavar="FOLDER", help="gets model/, history.csv and scores.json"
-    )
-    train.add_argument(
-        "--extra",
-        nargs="+",
-        default=(),
-        metavar="FOLDER",
-        help="further cases that only train, such as generated ones",
-    )
-    _add_training_options(train)
+    if training:
+        _add_training_options(train)
 
     models = command("models", _models, "list the models that are there")
     models.add_argument("--json", action="store_true", help="as JSON, with their cards")
@@ -190,40 +202,36 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_training_options(train: argparse.ArgumentParser) -> None:
-    """One flag for each figure of the trainer's options that a user may want to change."""
-    number: dict[str, Any] = {"type": float, "metavar": "X"}
-    count: dict[str, Any] = {"type": int, "metavar": "N"}
-    train.add_argument(
-        "--resume", action="store_true", help="go on after the last finished epoch in the output"
-    )
-    for flag, how, text in (
-        ("--cache", {"metavar": "FOLDER"}, "prepared slices (default: in the output)"),
-        ("--name", {"metavar": "NAME"}, "of the model (default: the output folder's)"),
-        ("--epochs", count, "passes of --steps batches"),
-        ("--steps", count, "batches an epoch"),
-        ("--batch-size", count, "slices a batch"),
-        ("--features", count, "channels of the finest level"),
-        ("--depth", count, "levels of the network"),
-        ("--context-slices", count, "neighbouring slices as channels, an odd number"),
-        ("--dropout", number, "share of channels dropped at the lowest level"),
-        ("--pixel-mm", number, "pixel size the network works at"),
-        ("--slice-mm", number, "thinner slices are averaged up to this"),
-        ("--lr", number, "largest learning rate of the one-cycle schedule"),
-        ("--weight-decay", number, "of AdamW"),
-        ("--averaging", number, "decay of the average of weights that is kept"),
-        ("--loss", {"choices": ("generalized-dice", "generalized-dice-ce")}, "loss function"),
-        ("--augment", {"choices": ("none", "light", "full")}, "random changes of the slices"),
-        ("--extra-share", number, "share of the draws that --extra takes"),
-        ("--folds", count, "parts of the patients; one validates; 0 trains on all"),
-        ("--fold", count, "which of them validates, from 0"),
-        ("--keep", {"choices": ("best", "last")}, "which epoch's weights"),
-        ("--rows", count, "of a training slice"),
-        ("--columns", count, "of a training slice"),
-        ("--device", {"metavar": "auto|cpu|cuda|cuda:N|mps"}, "where to train"),
-        ("--precision", {"choices": ("auto", "float32", "bfloat16")}, "of the network"),
-        ("--seed", count, "of every random choice"),
-    ):  # fmt: skip
-        train.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
+    """A flag for each of the trainer's options; of what was not said there is no trace."""
+    from dataclasses import fields
+
+    try:
+        from UNetTrainerLib.options import Options, flag
+    except ModuleNotFoundError:
+        train.error(
+            "UNetTrainer, which trains models, is not there; run `pip install .` in the folder of "
+            "KidneySeg's source"
+        )
+    train.usage = "%(prog)s --data FOLDER [FOLDER ...] --output FOLDER [option ...]"
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in fields(Options):
+        about, default = option.metadata, option.default
+        text = about["help"].replace("%", "%%")
+        how: dict[str, Any] = {"required": option.name in ("data", "output")}
+        if isinstance(default, bool):
+            how["action"] = "store_true"
+        else:
+            how["metavar"] = about["metavar"] or None
+            how["choices"] = about["choices"] or None
+            if isinstance(default, tuple):
+                how |= {"nargs": "+", "action": "extend"}
+            else:
+                how["type"] = type(default)
+                text += f" (default: {default})" if default != "" else ""
+        title = about["group"]
+        if title not in groups:
+            groups[title] = train.add_argument_group(title)
+        groups[title].add_argument(flag(option.name), default=argparse.SUPPRESS, help=text, **how)
 
 
 def _size(text: str) -> tuple[int, int, int]:
@@ -275,7 +283,29 @@ class _Teller:
             self.bar.close()
 
 
+def _stop_with_stdin() -> None:
+    """Stop this run as SIGTERM does once standard input closes, within half a second.
+
+    Whoever started this process may have done so through a launcher, which takes signals but does
+    not pass them on; a pipe reaches through it, and closes when its other end dies too.
+    """
+
+    def watch() -> None:
+        # The file descriptor itself: Python's own reader would hold a lock when the run ends.
+        with suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        _thread.interrupt_main(signal.SIGTERM)
+        time.sleep(_STOP_SECONDS)  # the main thread may be deep in a library
+        os._exit(Cancelled.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _segment(options: argparse.Namespace) -> int:
+    if options.stop_with_stdin:
+        _stop_with_stdin()
+
     from KidneySegLib.writing import check_output
 
     several = len(options.input) > 1
@@ -358,6 +388,10 @@ def _segment_one(
         backend,
         series_uid=options.series,
         reference=_reference_of(name, options.reference),
+        keep_small=options.keep_small,
+        **({} if options.minimum_ml is None else {"minimum_ml": options.minimum_ml}),
+        batch_slices=options.batch_slices,
+        mirror=options.mirror,
         progress=teller,
     )
     for warning in result.scan.warnings:
@@ -416,6 +450,7 @@ def _reference_of(name: str, reference: Path | None) -> Path | None:
         InputError: there is none.
     """
     from KidneySegLib.errors import InputError
+    from KidneySegLib.finding import REFERENCE_NAMES, REFERENCE_SUFFIXES
 
     if reference is None or not reference.is_dir():
         return reference
@@ -429,6 +464,8 @@ def _reference_of(name: str, reference: Path | None) -> Path | None:
 
 
 def _reference_candidates(name: str, folder: Path) -> list[Path]:
+    from KidneySegLib.finding import REFERENCE_NAMES, REFERENCE_SUFFIXES
+
     case = folder / name if (folder / name).is_dir() else folder
     candidates = [case / file for file in REFERENCE_NAMES]
     return candidates + [folder / f"{name}{suffix}" for suffix in REFERENCE_SUFFIXES]
@@ -495,26 +532,80 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+# What training and, in Slicer's Python, the engine must find, by the names they import.
+TRAINING_PACKAGES = (
+    "filelock",
+    "lightning",
+    "matplotlib",
+    "monai",
+    "psutil",
+    "scipy",
+    "tensorboard",
+)
+ENGINE_PACKAGES = ("PIL", "SimpleITK", "cc3d", "numpy", "safetensors", "torch", "tqdm")
+
+
 def _train(options: argparse.Namespace) -> int:
-    try:
-        from UNetTrainerLib.train import Options, train
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"Training needs the package {error.name}, which is not installed; run "
-            "`pip install '.[train]'` in the folder of KidneySeg's source."
-        ) from error
+    from UNetTrainerLib.options import DEFAULTS, resolve
+    from UNetTrainerLib.progress import choose, stderr_to_stdout
+
     given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in vars(options).items()
-        if key not in ("run", "command", "verbose")
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(options).items()
+        if name in DEFAULTS
     }
-    try:
-        choices = Options(**given)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
-    model = train(choices, report=lambda text: print(text, flush=True))
-    print(f"The model is in {model.folder}")
+    in_slicer = given.get("progress") == "slicer"
+    if in_slicer:  # it passes every number and choice, said or not
+        given = {name: value for name, value in given.items() if value != DEFAULTS[name]}
+    progress = choose(given.get("progress", DEFAULTS["progress"]))
+    with stderr_to_stdout() if in_slicer else nullcontext():
+        try:
+            _check_packages(in_slicer)
+            from UNetTrainerLib.train import train
+
+            model = train(resolve(given), progress)
+        except BaseException as error:
+            if not _came_of_a_stop(error):
+                raise
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of a machine says it
+                raise SystemExit(Cancelled.exit_code) from None
+            raise Cancelled(
+                f"Stopped; the epochs that were finished stay in {given['output']}, and --resume "
+                "goes on after them."
+            ) from None
+        finally:
+            progress.close()
+    if model is not None:
+        print(f"The model is in {model.folder}")
     return 0
+
+
+def _came_of_a_stop(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind it: workers that were stopped too fail their own way."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _check_packages(in_slicer: bool) -> None:
+    """All are looked for before any work, as some are imported late."""
+    from importlib.util import find_spec
+
+    training, engine = (
+        [name for name in names if find_spec(name) is None]
+        for names in (TRAINING_PACKAGES, ENGINE_PACKAGES)
+    )
+    if not training and not engine:
+        return
+    how = 'run `pip install ".[train]"` in the folder of KidneySeg\'s source'
+    if in_slicer and engine:
+        how = "segment a CT with the module KidneySeg, which installs what it needs"
+    elif in_slicer:
+        how = f"run slicer.util.pip_install({' '.join(training)!r}) in Slicer's Python console"
+    raise UsageError(
+        f"Training needs {', '.join(engine + training)}, which Python does not find here; {how}, "
+        "then start again."
+    )
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,33 +31,39 @@ _PLAUSIBLE_SHARE = 0.75  # a series with this share of the largest one's slices 
 def is_dicom_folder(path: Path) -> bool:
     if not path.is_dir() or any((path / name).is_file() for name in IMAGING):
         return False
-    return any(True for _ in _dicom_files(path))
+    return any(True for _ in dicom_files(path))
 
 
-def _dicom_files(folder: Path) -> Iterator[Path]:
+def dicom_files(folder: Path) -> Iterator[Path]:
     """Every DICOM file in a folder and the folders inside it, whatever it is called."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.startswith(".") or name.upper() == "DICOMDIR":
-                continue
             file = Path(parent, name)
-            with open_file(file) as stream:
-                start = stream.read(132)
-            # Old files may lack the preamble; they begin with a tag of group 0002 or 0008.
-            if start[128:] == b"DICM" or (
-                file.suffix.lower() in (".dcm", ".ima", "") and start[:2] in (b"\2\0", b"\x08\0")
-            ):
+            if is_dicom_file(file):
                 yield file
+
+
+def is_dicom_file(path: Path) -> bool:
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
+        return False
+    with open_file(path) as stream:
+        start = stream.read(132)
+    # Old files may lack the preamble; they begin with a tag of group 0002 or 0008.
+    return start[128:] == b"DICM" or (
+        path.suffix.lower() in (".dcm", ".ima", "") and start[:2] in (b"\2\0", b"\x08\0")
+    )
 
 
 @dataclass(frozen=True)
 class _Slice:
     path: Path
     uid: str
+    study: tuple[str, str]  # patient and StudyInstanceUID
     description: str
     modality: str
     scout: bool
+    derived: bool  # computed from other images, such as a reformat or a rendering
     acquisition: int
     number: int
     rescaled: bool
@@ -86,7 +92,9 @@ class _Slice:
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
+    """The slices of a series that make one volume."""
+
     slices: tuple[_Slice, ...]
 
     @property
@@ -96,16 +104,50 @@ class _Series:
     @property
     def count(self) -> int:
         """Slices at different places (a multi-frame file has all of them)."""
-        places = {round(s.position, 2) for s in self.slices}
-        return max(len(places), *(s.size[2] for s in self.slices), 1)
+        return max(len(self._places), *(s.size[2] for s in self.slices), 1)
+
+    @property
+    def folder(self) -> Path:
+        return self.slices[0].path.parent
+
+    @property
+    def description(self) -> str:
+        return self.slices[0].description
+
+    @property
+    def study(self) -> tuple[str, str]:
+        """Identifiers of the patient and the study."""
+        return self.slices[0].study
 
     @property
     def is_ct(self) -> bool:
-        return self.slices[0].modality == "CT" and not self.slices[0].scout
+        return self.slices[0].modality == "CT" and not self.is_scout
+
+    @property
+    def is_scout(self) -> bool:
+        return self.slices[0].scout
+
+    @property
+    def is_derived(self) -> bool:
+        return self.slices[0].derived
 
     @property
     def is_axial(self) -> bool:
         return bool(abs(self.slices[0].normal[2]) >= _AXIAL_COSINE)
+
+    def continues(self, other: Series) -> bool:
+        """Whether two are parts of one series, with no slice at the same place."""
+        first, second = self.slices[0], other.slices[0]
+        return (
+            (first.uid, first.study, first.scout) == (second.uid, second.study, second.scout)
+            and first.size[2] == second.size[2] == 1
+            and first.fits(second)
+            and not self._places & other._places
+        )
+
+    @property
+    def _places(self) -> set[float]:
+        return {round(s.position, 2) for s in self.slices}
 
     def __str__(self) -> str:
         first = self.slices[0]
@@ -128,12 +170,15 @@ def _dicom_slice(path: Path) -> _Slice | None:
     if reader.GetNumberOfComponents() != 1 or reader.GetDimension() != 3:
         return None
     columns, rows, frames = reader.GetSize()
+    kind = tag_of(reader, "0008|0008").upper().split("\\")
     return _Slice(
         path=path,
         uid=tag_of(reader, "0020|000e"),
+        study=(tag_of(reader, "0010|0020"), tag_of(reader, "0020|000d")),
         description=tag_of(reader, "0008|103e"),
         modality=tag_of(reader, "0008|0060"),
-        scout="LOCALIZER" in tag_of(reader, "0008|0008").upper().split("\\"),
+        scout="LOCALIZER" in kind,
+        derived="DERIVED" in kind[:1],
         acquisition=int(number_in(tag_of(reader, "0020|0012"))),
         number=int(number_in(tag_of(reader, "0020|0013"))),
         rescaled=number_in(tag_of(reader, "0028|1052")) != 0,
@@ -145,8 +190,8 @@ def _dicom_slice(path: Path) -> _Slice | None:
     )
 
 
-def _find_series(folder: Path) -> tuple[list[_Series], list[Path]]:
-    """The volumes in a DICOM folder, the one with the most slices first; the files of no image.
+def find_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
+    """The volumes in DICOM files, the one with the most slices first; the files of no image.
 
     A series may hold slices that make no volume together (a scout, reformatted planes): it is
     taken apart, and only its largest part counts.
@@ -154,7 +199,7 @@ def _find_series(folder: Path) -> tuple[list[_Series], list[Path]]:
     parts: list[list[_Slice]] = []
     others = []
     with quiet():
-        found = [(path, _dicom_slice(path)) for path in _dicom_files(folder)]
+        found = [(path, _dicom_slice(path)) for path in files]
     for path, one in found:
         if one is None:
             others.append(path)
@@ -165,15 +210,15 @@ def _find_series(folder: Path) -> tuple[list[_Series], list[Path]]:
                 break
         else:
             parts.append([one])
-    volumes = [_Series(tuple(part)) for part in parts]
+    volumes = [Series(tuple(part)) for part in parts]
     volumes.sort(key=lambda series: (not series.is_ct, -series.count, series.uid))
-    largest: dict[str, _Series] = {}
+    largest: dict[str, Series] = {}
     for series in volumes:
         largest.setdefault(series.uid, series)
     return list(largest.values()), others
 
 
-def _check_damaged(series: _Series, others: list[Path]) -> None:
+def _check_damaged(series: Series, others: list[Path]) -> None:
     """Refuse a series if one of the files that are no image would be one of its slices."""
     of_series = re.compile(re.escape(series.uid.encode()) + rb"(?![0-9.])")
     for path in others:
@@ -186,9 +231,11 @@ def _check_damaged(series: _Series, others: list[Path]) -> None:
             )
 
 
-def _choose_series(folder: Path, uid: str | None) -> tuple[_Series, list[str]]:
+def _choose_series(
+    folder: Path, uid: str | None, files: Iterable[Path]
+) -> tuple[Series, list[str]]:
     """The series to read and what to tell the user about the choice."""
-    found, others = _find_series(folder)
+    found, others = find_series(files)
     if not found:
         raise InputError(
             f"{folder} holds DICOM files but none of them is an image; give the folder of the CT."
@@ -225,8 +272,9 @@ def _choose_series(folder: Path, uid: str | None) -> tuple[_Series, list[str]]:
     return chosen, []
 
 
-def read_dicom(folder: Path, uid: str | None) -> Volume:
-    series, warnings = _choose_series(folder, uid)
+def read_dicom(folder: Path, uid: str | None, files: Iterable[Path] | None = None) -> Volume:
+    """The CT in a folder, or in those of its files that are named."""
+    series, warnings = _choose_series(folder, uid, dicom_files(folder) if files is None else files)
     first = series.slices[0]
     if first.size[2] > 1:  # an enhanced (multi-frame) file is a volume by itself
         volume = read_with_itk(first.path)
@@ -255,7 +303,7 @@ def read_dicom(folder: Path, uid: str | None) -> Volume:
     return volume
 
 
-def _in_order(series: _Series, folder: Path, warnings: list[str]) -> list[_Slice]:
+def _in_order(series: Series, folder: Path, warnings: list[str]) -> list[_Slice]:
     """The slices along their normal, one for each place."""
     # Where a place is taken twice (a file copied, a second phase), the first acquisition counts.
     ranked = sorted(series.slices, key=lambda s: (s.acquisition, s.number, s.path.name))

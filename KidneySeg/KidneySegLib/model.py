@@ -13,7 +13,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+README_FILE = "README.md"
 FORMAT = 1
 ACTIVATIONS = ("softmax", "sigmoid")
 DEFAULT_MODEL = "kidney-unet-25d"
@@ -162,18 +163,53 @@ def list_models() -> tuple[list[Model], list[str]]:
     """Every model that ships or that the user installed, and why other folders are refused."""
     models: list[Model] = []
     refused: list[str] = []
-    for base in (resources_folder(), user_folder()):
-        for folder in sorted(base.iterdir()) if base.is_dir() else []:
-            if not folder.is_dir() or folder.name.startswith("."):
-                continue
-            try:
-                model = load_model(folder)
-            except ModelError as error:
-                refused.append(str(error))
-                continue
-            if model.name not in {known.name for known in models}:
-                models.append(model)
+    for folder in _model_folders():
+        try:
+            model = load_model(folder)
+        except ModelError as error:
+            refused.append(str(error))
+            continue
+        if model.name not in {known.name for known in models}:
+            models.append(model)
     return models, refused
+
+
+def list_cards(*more: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The cards of the models that `list_models` lists, without the need for torch.
+
+    Args:
+        more: further folders with models in them, or model folders.
+
+    Returns:
+        What each ``model.json`` holds, and as "folder" the `Path` it is in; and why others are
+        refused.
+    """
+    cards: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for folder in _model_folders(*more):
+        try:
+            card = read_card(folder)
+        except ModelError as error:
+            refused.append(str(error))
+            continue
+        if card["name"] not in {known["name"] for known in cards}:
+            cards.append({**card, "folder": folder})
+    return cards, refused
+
+
+def _model_folders(*more: Path) -> Iterator[Path]:
+    """Every folder that may be a model's, the shipped ones first."""
+    for base in (resources_folder(), user_folder(), *more):
+        if (base / CARD_FILE).is_file():
+            yield base
+            continue
+        try:
+            inside = sorted(base.iterdir()) if base.is_dir() else []
+        except OSError:  # a folder that may not be read has no models for this user
+            continue
+        for folder in inside:
+            if folder.is_dir() and not folder.name.startswith("."):
+                yield folder
 
 
 def find_model(name_or_folder: str | Path | None = None) -> Model:
@@ -204,15 +240,12 @@ def find_model(name_or_folder: str | Path | None = None) -> Model:
     )
 
 
-def load_model(folder: Path | str) -> Model:
-    """Read and check ``model.json``; weights are only looked for here, and read on first use.
+def read_card(folder: Path | str) -> dict[str, Any]:
+    """Read ``model.json`` and check what can be checked without torch.
 
     Raises:
         ModelError: names the folder and what is wrong with it.
     """
-    from KidneySegLib.network import NetworkParameters
-    from KidneySegLib.preprocess import Preprocessing
-
     folder = Path(folder)
     card_path = folder / CARD_FILE
     if not folder.is_dir():
@@ -225,7 +258,7 @@ def load_model(folder: Path | str) -> Model:
         raise ModelError(f"{card_path} cannot be read ({error}); copy the folder again.") from error
     if not isinstance(card, dict):
         raise ModelError(f"{card_path} does not describe a model; copy the folder again.")
-    version = card.pop("format", None)
+    version = card.get("format")
     if version != FORMAT:
         raise ModelError(
             f"{card_path} has format {version!r} but this version of KidneySeg reads format "
@@ -233,6 +266,28 @@ def load_model(folder: Path | str) -> Model:
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise _no_weights(folder)
+    try:
+        _text(card["name"]), _text(card["version"])
+    except KeyError as error:
+        raise ModelError(f"{card_path} lacks the entry {error}; copy the folder again.") from error
+    except ValueError as error:
+        raise ModelError(f"{card_path} is not usable: {error}.") from error
+    return card
+
+
+def load_model(folder: Path | str) -> Model:
+    """Read and check ``model.json``; weights are only looked for here, and read on first use.
+
+    Raises:
+        ModelError: names the folder and what is wrong with it.
+    """
+    from KidneySegLib.network import NetworkParameters
+    from KidneySegLib.preprocess import Preprocessing
+
+    folder = Path(folder)
+    card = read_card(folder)
+    del card["format"]
+    card_path = folder / CARD_FILE
     try:
         model = Model(
             name=_text(card.pop("name")),
@@ -276,14 +331,17 @@ def _check(model: Model) -> None:
         raise ValueError("none of its labels is a kidney")
     if not 0 < model.threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1, not {model.threshold}")
-    if model.network.in_channels != 1:
-        raise ValueError(f"it wants {model.network.in_channels} channels where a CT has one")
 
 
-def save_model(model: Model, state: Mapping[str, Tensor], folder: Path | str) -> Model:
+def save_model(
+    model: Model, state: Mapping[str, Tensor], folder: Path | str, readme: str = ""
+) -> Model:
     """Write a model folder as a whole: a temporary folder is filled, then moved into place.
 
     An older model in the same place is replaced only once the new one is complete.
+
+    Args:
+        readme: the card for people, as Markdown; none is written when empty.
 
     Raises:
         UsageError: something that is no model is in that place.
@@ -316,6 +374,8 @@ def save_model(model: Model, state: Mapping[str, Tensor], folder: Path | str) ->
         card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (temporary / CARD_FILE).write_text(text, encoding="utf-8")
+        if readme:
+            (temporary / README_FILE).write_text(readme, encoding="utf-8")
         (temporary / WEIGHTS_FILE).chmod(0o644)  # its writer keeps it to its owner
         temporary.chmod(0o755)
         if folder.exists():

@@ -2,7 +2,9 @@
 
 The plain form follows Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical
 Image Segmentation" (MICCAI 2015, arXiv:1505.04597), in the padded, batch-normalised variant of the
-KiTS19 system: in every block convolution, ReLU, batch norm, twice.
+KiTS19 system: in every block convolution, ReLU, batch norm, twice. The inception form has a module
+of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015, arXiv:1409.4842) in place of every
+3x3 convolution, and is the same in all else.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 NORMALISATION_PLACES = ("after_relu", "before_relu")
 UP_SAMPLINGS = ("transposed", "interpolation")
 DROPOUT_PLACES = ("lowest", "everywhere")
+KINDS = ("unet", "inception-unet")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class NetworkParameters:
     """Everything that fixes the shape of a network; stored as ``network`` in ``model.json``.
 
     Attributes:
+        kind: ``unet``, or ``inception-unet`` with blocks of several kernel sizes side by side.
         in_channels: channels of one slice (1 for CT, 3 for colour pictures).
         context_slices: odd number of neighbouring slices given as channels (2.5-D); 1 is plain 2-D.
         classes: output channels, background included; 1 means a sigmoid instead of a softmax.
@@ -38,6 +42,7 @@ class NetworkParameters:
             convolution.
     """
 
+    kind: str = "unet"
     in_channels: int = 1
     context_slices: int = 1
     classes: int = 2
@@ -67,12 +72,20 @@ class NetworkParameters:
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         for name, choices in (
+            ("kind", KINDS),
             ("dropout_place", DROPOUT_PLACES),
             ("normalisation", NORMALISATION_PLACES),
             ("up_sampling", UP_SAMPLINGS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+        if self.kind == "inception-unet":
+            if not self.padding:
+                raise ValueError("padding cannot be left out of an inception-unet")
+            if self.features < 4:
+                raise ValueError(
+                    "features must be at least 4 for the branches of an inception-unet"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkParameters:
@@ -84,20 +97,64 @@ class NetworkParameters:
         return cls(**values)
 
     @property
+    def reach(self) -> int:
+        """How far a pixel is felt on each side of it after the two convolutions of a block."""
+        return 4 if self.kind == "inception-unet" else 2
+
+    @property
     def multiple(self) -> int:
         """Padded networks take slices whose rows and columns are multiples of this."""
         return 2 ** (self.depth - 1)
 
 
+class Inception(nn.Module):
+    """Convolutions of several sizes side by side: (N, C, H, W) to (N, features, H, W).
+
+    The shares of the branches and of the 1x1 convolutions before the 3x3 and 5x5 ones are those of
+    the paper's module 3a. The branch that pools does so after its 1x1 convolution instead of
+    before, which takes a fraction of the memory: training keeps an index of each pooled figure.
+    """
+
+    def __init__(self, channels: int, features: int):
+        super().__init__()
+        few = max(1, features // 8)
+        ones = max(1, features // 4)
+        # A branch behind a single channel would be lost for good once its ReLU answers only zero.
+        before_3, before_5 = max(4, features * 3 // 8), max(4, features // 16)
+        self.branch1 = nn.Conv2d(channels, ones, 1)
+        self.reduce3 = nn.Conv2d(channels, before_3, 1)
+        self.branch3 = nn.Conv2d(before_3, features - ones - 2 * few, 3, padding=1)
+        self.reduce5 = nn.Conv2d(channels, before_5, 1)
+        self.branch5 = nn.Conv2d(before_5, few, 5, padding=2)
+        self.branch_pool = nn.Conv2d(channels, few, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = (
+            self.branch1(x),
+            self.branch3(torch.relu(self.reduce3(x))),
+            self.branch5(torch.relu(self.reduce5(x))),
+            torch.max_pool2d(self.branch_pool(x), 3, stride=1, padding=1),
+        )
+        return torch.cat(branches, dim=1)
+
+
+def _convolution(channels: int, features: int, network: NetworkParameters) -> nn.Module:
+    if network.kind == "inception-unet":
+        return Inception(channels, features)
+    return nn.Conv2d(channels, features, 3, padding=1 if network.padding else 0)
+
+
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with ReLU and batch norm: (N, C, H, W) to (N, features, ...)."""
+    """Two 3x3 convolutions, each with ReLU and batch norm: (N, C, H, W) to (N, features, ...).
+
+    In an ``inception-unet`` two `Inception` modules stand in their place.
+    """
 
     def __init__(self, channels: int, features: int, network: NetworkParameters, dropout: float):
         super().__init__()
-        padding = 1 if network.padding else 0
-        self.conv1 = nn.Conv2d(channels, features, 3, padding=padding)
+        self.conv1 = _convolution(channels, features, network)
         self.norm1 = nn.BatchNorm2d(features)
-        self.conv2 = nn.Conv2d(features, features, 3, padding=padding)
+        self.conv2 = _convolution(features, features, network)
         self.norm2 = nn.BatchNorm2d(features)
         self.dropout = nn.Dropout2d(dropout)
         self.norm_first = network.normalisation == "before_relu"

@@ -361,7 +361,9 @@ class _Pieces:
         last = grid.shape[0] - 1
         self.cut = np.array(
             [
-                b[0].start + self.first[0] == 0 or b[0].stop - 1 + self.first[0] == last
+                # A box that the foreground fills leaves the background none of its own.
+                b is not None
+                and (b[0].start + self.first[0] == 0 or b[0].stop - 1 + self.first[0] == last)
                 for b in self.boxes
             ]
         )

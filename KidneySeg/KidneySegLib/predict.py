@@ -87,6 +87,20 @@ class TorchBackend:
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """float32 ``(N, channels, rows, columns)`` to float32 ``(N, rows', columns')``."""
+        channels = self._channels(batch)[:, list(self.model.kidney_channels)]
+        softmax = self.model.activation == "softmax"
+        probability = channels.sum(1) if softmax else channels.amax(1)
+        return probability.cpu().numpy()
+
+    def classes(self, batch: np.ndarray) -> np.ndarray:
+        """The same, but the probability of every output channel, background included.
+
+        Returns:
+            float32 array ``(N, classes, rows', columns')``.
+        """
+        return self._channels(batch).cpu().numpy()
+
+    def _channels(self, batch: np.ndarray) -> torch.Tensor:
         slices = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
         reduced = self.precision == "bfloat16"
         with (
@@ -95,12 +109,8 @@ class TorchBackend:
         ):
             logits = self.network(slices).float()
         if self.model.activation == "softmax":
-            channels = torch.softmax(logits, dim=1)[:, list(self.model.kidney_channels)]
-            probability = channels.sum(1)
-        else:
-            channels = torch.sigmoid(logits)[:, list(self.model.kidney_channels)]
-            probability = channels.amax(1)
-        return probability.cpu().numpy()
+            return torch.softmax(logits, dim=1)
+        return torch.sigmoid(logits)
 
 
 def predict(
@@ -110,28 +120,39 @@ def predict(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     tile: int = TILE,
+    classes: bool = False,
+    batch_slices: int | None = None,
+    mirror: bool = False,
 ) -> np.ndarray:
     """Kidney probability of every pixel of a scaled working volume.
 
     Args:
-        working: float32 ``(slices, rows, columns)``, scaled to the model's input range.
+        working: float32 ``(slices, rows, columns)``, scaled to the model's input range, or
+            ``(slices, channels, rows, columns)``; all channels of the first neighbour of a slice
+            reach the network before those of the next.
         slice_spacing_mm: distance of its slices.
         tile: slices with more rows or columns than this go through in overlapping tiles.
+        classes: the probability of every output channel, background included, instead.
+        batch_slices: slices that go through the network at once; None fits them to their size.
+        mirror: also answer for the mirror image of each slice and take the mean of the two, at
+            twice the time. A kidney is a kidney on either side, so no label changes with it.
 
     Returns:
-        float16 array of the same shape.
+        float16 array ``(slices, rows, columns)``, or ``(slices, classes, rows, columns)``.
 
     Raises:
         Cancelled: as soon as ``cancelled()`` is true between two batches.
     """
     network = backend.model.network
     offset = context_offset(slice_spacing_mm, backend.model.preprocessing)
-    slices, rows, columns = working.shape
-    out = np.zeros(working.shape, np.float16)
+    slices, rows, columns = len(working), *working.shape[-2:]
+    channels = (network.classes,) if classes else ()
+    out = np.zeros((slices, *channels, rows, columns), np.float16)
     border = margin(network)
     down, across = (_spans(length, network, tile) for length in (rows, columns))
     height, width = down[0].size + 2 * border, across[0].size + 2 * border
-    at_once = max(1, PIXELS_AT_ONCE // (height * width))
+    at_once = batch_slices or max(1, PIXELS_AT_ONCE // (height * width))
+    ask = backend.classes if classes else backend
     for start in range(0, slices, at_once):
         index = np.arange(start, min(start + at_once, slices))
         neighbours = with_context(slices, index, network.context_slices, offset)
@@ -139,10 +160,13 @@ def predict(
             if cancelled is not None and cancelled():
                 raise Cancelled("Cancelled; nothing was written.")
             batch = _cut(working, neighbours, row, column, border)
-            answer = backend(batch)
-            out[index[0] : index[-1] + 1, row.first : row.last, column.first : column.last] = (
+            answer = ask(batch)
+            if mirror:
+                mirrored = np.ascontiguousarray(batch[..., ::-1])
+                answer = (answer + ask(mirrored)[..., ::-1]) / 2
+            out[index[0] : index[-1] + 1, ..., row.first : row.last, column.first : column.last] = (
                 answer[
-                    :,
+                    ...,
                     row.first - row.start : row.last - row.start,
                     column.first - column.start : column.last - column.start,
                 ]
@@ -188,16 +212,16 @@ def _overlap(network: NetworkParameters) -> int:
 
     An unpadded network has real or mirrored surroundings (overlap-tile strategy of the U-Net
     paper), and only interpolation feels the edges of the lower levels. In a padded one the zeros
-    beyond the edge reach two pixels further with every block, down all levels and up again.
+    beyond the edge reach further with every block, down all levels and up again.
     """
     interpolates = network.up_sampling == "interpolation"
     if not network.padding:
         return 2 * network.multiple if interpolates else 0
-    reach = 2
+    reach = network.reach
     for _ in range(network.depth - 1):
-        reach = -(-reach // 2) + 2
+        reach = -(-reach // 2) + network.reach
     for _ in range(network.depth - 1):
-        reach = 2 * reach + (3 if interpolates else 2)
+        reach = 2 * reach + network.reach + (1 if interpolates else 0)
     return 2 * reach
 
 
@@ -206,13 +230,15 @@ def _cut(
 ) -> np.ndarray:
     """The network's input for one tile: (N, channels, rows + 2 border, columns + 2 border).
 
-    What lies beyond the slice is its mirror image.
+    Its channels are the neighbours, or the channels of each neighbour in turn. What lies beyond the
+    slice is its mirror image.
     """
-    _, rows, columns = working.shape
+    rows, columns = working.shape[-2:]
     r0, r1 = row.start - border, row.start + row.size + border
     c0, c1 = column.start - border, column.start + column.size + border
-    inside = working[:, max(r0, 0) : min(r1, rows), max(c0, 0) : min(c1, columns)]
+    inside = working[..., max(r0, 0) : min(r1, rows), max(c0, 0) : min(c1, columns)]
     batch = np.ascontiguousarray(inside[neighbours])
+    batch = batch.reshape(len(batch), -1, *batch.shape[-2:])
     pads = (max(-c0, 0), max(c1 - columns, 0), max(-r0, 0), max(r1 - rows, 0))
     return batch if not any(pads) else _mirror(batch, pads)
 

@@ -63,7 +63,9 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
 
-def read_ct(path: Path | str, series_uid: str | None = None) -> Scan:
+def read_ct(
+    path: Path | str, series_uid: str | None = None, files: Sequence[Path] | None = None
+) -> Scan:
     """Read a CT.
 
     Parameters
@@ -74,6 +76,8 @@ def read_ct(path: Path | str, series_uid: str | None = None) -> Scan:
     series_uid
         Of a DICOM folder, the SeriesInstanceUID to read. By default the series of axial CT
         slices with the most slices is read, unless several might be meant.
+    files
+        Of a DICOM folder, the files to look at; by default all of them.
 
     Raises
     ------
@@ -82,8 +86,8 @@ def read_ct(path: Path | str, series_uid: str | None = None) -> Scan:
         folder has no series to choose, several, or one with missing slices.
     """
     path = Path(path)
-    if is_dicom_folder(path):
-        volume = read_dicom(path, series_uid)
+    if files or is_dicom_folder(path):
+        volume = read_dicom(path, series_uid, files)
     else:
         source = _file_of(path)
         if series_uid is not None:
@@ -122,7 +126,7 @@ def _as_ct(volume: Volume, path: Path) -> Scan:
     if not volume.low < volume.high:
         what = f"every voxel is {volume.low:g}" if volume.low == volume.high else "no voxel has one"
         raise InputError(f"{path} has no two voxels of different value ({what}); give a CT.")
-    warnings = [*volume.warnings, *_oddities(path, volume)]
+    warnings = [*volume.warnings, *oddities(path, volume)]
     return Scan(image=volume.image, path=path, name=case_name(path), warnings=tuple(warnings))
 
 
@@ -230,7 +234,7 @@ def _read_file(path: Path) -> Volume:
     return read_with_itk(path)
 
 
-def _oddities(path: Path, volume: Volume) -> list[str]:
+def oddities(name: Path | str, volume: Volume) -> list[str]:
     """A sentence for each sign that the values are not Hounsfield units.
 
     Any CT of a body has air or at least fat in it, both below zero; a soft-tissue window
@@ -240,22 +244,22 @@ def _oddities(path: Path, volume: Volume) -> list[str]:
     if volume.not_finite:
         number = volume.not_finite
         unit = "voxel that is" if number == 1 else "voxels that are"
-        warnings.append(f"{path} has {number} {unit} not a number (NaN or infinite): taken as air.")
+        warnings.append(f"{name} has {number} {unit} not a number (NaN or infinite): taken as air.")
     low, high = volume.low, volume.high
     span = f"{low:g} to {high:g}"
     if low >= -20 and high <= 20:
         warnings.append(
-            f"{path} has values from {span}, which look normalised and are not Hounsfield units: "
+            f"{name} has values from {span}, which look normalised and are not Hounsfield units: "
             "the result may be wrong; use the original CT."
         )
     elif low >= 0 and high <= 255 and not volume.rescaled:
         warnings.append(
-            f"{path} has 8-bit gray values ({span}) and not Hounsfield units: the result may be "
+            f"{name} has 8-bit gray values ({span}) and not Hounsfield units: the result may be "
             "wrong; use the original CT."
         )
     elif low >= 0 and not volume.rescaled:
         warnings.append(
-            f"{path} has no negative value ({span}) and so probably no Hounsfield units: the "
+            f"{name} has no negative value ({span}) and so probably no Hounsfield units: the "
             "result may be wrong; subtract 1024, or export it again with its rescale intercept."
         )
     return warnings

@@ -6,6 +6,7 @@ second way.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from KidneySegLib.errors import Cancelled, InputError
+from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
 from KidneySegLib.measure import evaluate, volumes_ml
 from KidneySegLib.model import Model, find_model
-from KidneySegLib.postprocess import find_kidneys
+from KidneySegLib.postprocess import MINIMUM_ML, find_kidneys
 from KidneySegLib.predict import TorchBackend, predict
 from KidneySegLib.preprocess import back_to_full, scale, to_working
 from KidneySegLib.reading import Scan, check_ct, read_ct, read_labels
@@ -91,6 +92,9 @@ def segment(
     series_uid: str | None = None,
     reference: Path | str | sitk.Image | None = None,
     keep_small: bool = False,
+    minimum_ml: float = MINIMUM_ML,
+    batch_slices: int | None = None,
+    mirror: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Result:
@@ -105,6 +109,9 @@ def segment(
         series_uid: which series of a DICOM folder.
         reference: a label map on the same grid to compare with.
         keep_small: keep components that are too small or in the wrong place for a kidney.
+        minimum_ml: least volume of a kidney in a scan that shows it whole.
+        batch_slices: slices that go through the network at once; None fits them to their size.
+        mirror: average with the answer for the mirrored slices, at twice the time.
         progress: called with the share done (0 to 1, never falling) and the step's name.
         cancelled: asked between batches; true stops the run.
 
@@ -117,11 +124,19 @@ def segment(
         >>> result.report["kidneys"]["left"]["volume_ml"]  # doctest: +SKIP
         171.3
     """
+    if batch_slices is not None and batch_slices < 1:
+        raise UsageError(f"A batch holds 1 slice or more, not {batch_slices}; give another number.")
+    if not 0 <= minimum_ml < math.inf:
+        raise UsageError(
+            f"The least volume of a kidney is 0 ml or more, not {minimum_ml}; give another one."
+        )
     walk = _Walk(progress, cancelled)
     if isinstance(model, TorchBackend):
+        _check_channels(model.model)
         backend = model
     else:
         chosen = model if isinstance(model, Model) else find_model(model)
+        _check_channels(chosen)
         backend = TorchBackend(chosen, device, precision)
 
     walk.begin("read")
@@ -138,7 +153,13 @@ def segment(
 
     walk.begin("predict")
     probability = predict(
-        working, working_grid.spacing_mm[0], backend, progress=walk.tell, cancelled=cancelled
+        working,
+        working_grid.spacing_mm[0],
+        backend,
+        progress=walk.tell,
+        cancelled=cancelled,
+        batch_slices=batch_slices,
+        mirror=mirror,
     )
     del working
     walk.end()
@@ -150,7 +171,12 @@ def segment(
         walk.tell(0.8 * index / grid.shape[0])
     del probability
     kidneys = find_kidneys(
-        full, grid, volume, threshold=backend.model.threshold, keep_small=keep_small
+        full,
+        grid,
+        volume,
+        threshold=backend.model.threshold,
+        minimum_ml=minimum_ml,
+        keep_small=keep_small,
     )
     del full
     walk.end()
@@ -169,6 +195,15 @@ def segment(
     walk.end()
     report["seconds"] = {**walk.seconds, "total": time.perf_counter() - walk.started}
     return Result(labels, report, scan, truth)
+
+
+def _check_channels(model: Model) -> None:
+    channels = model.network.in_channels
+    if channels != 1:
+        raise ModelError(
+            f"Model {model.name} was trained on colour pictures ({channels} channels) and a CT has "
+            "one; choose another model."
+        )
 
 
 def _scan(source: Path | str | sitk.Image | Scan, series_uid: str | None) -> Scan:

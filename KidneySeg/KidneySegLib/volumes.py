@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,28 +76,55 @@ def open_file(path: Path) -> BinaryIO:
         ) from error
 
 
+class _Quiet:
+    """Standard error, which all threads share: silent from the first of them in to the last out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._kept = -1
+        self._warned = False
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            self._warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+            try:
+                self._kept = os.dup(2)
+            except OSError:  # no standard error at all, as under pythonw
+                self._kept = -1
+                return
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 2)
+            os.close(sink)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside:
+                return
+            if self._kept >= 0:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+            sitk.ProcessObject.SetGlobalWarningDisplay(self._warned)
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the C++ libraries off standard error: they print there, past any handler."""
-    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        kept = os.dup(2)
-    except OSError:  # no standard error at all, as under pythonw
-        kept = -1
-    if kept >= 0:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, 2)
-        os.close(sink)
+    _QUIET.enter()
     try:
         yield
     finally:
-        if kept >= 0:
-            os.dup2(kept, 2)
-            os.close(kept)
-        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
+        _QUIET.leave()
 
 
 def unzipped_start(path: Path) -> bytes:

@@ -247,14 +247,15 @@ def _label_suffix(path: Path) -> str:
     return _suffix(path, LABEL_SUFFIXES)
 
 
-def _asked_for(path: Path) -> Path:
+def asked_for(path: Path) -> Path:
+    """What somebody named, of a path that may be a temporary name of `atomic`."""
     while path in _STANDS_FOR:
         path = _STANDS_FOR[path]
     return path
 
 
 def _failed(path: Path, error: OSError) -> KidneySegError:
-    path = _asked_for(path)
+    path = asked_for(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return KidneySegError(
             f"{path} cannot be written, the disk is full; free some space and run again."
@@ -267,7 +268,7 @@ def _failed(path: Path, error: OSError) -> KidneySegError:
 
 def _not_written(path: Path) -> KidneySegError:
     """For a failure that ITK gives no reason for."""
-    path = _asked_for(path)
+    path = asked_for(path)
     folder = path.parent
     full = folder.exists() and shutil.disk_usage(folder).free < _FULL_BYTES
     reason = "the disk is full" if full else "the disk may be full or not writable"

@@ -1,100 +1,81 @@
-"""A training run on disk, from which a killed run goes on as if nothing had happened.
+"""Lightning's checkpoints as safetensors: a training run on disk that goes on after a kill.
 
-One safetensors file holds every tensor; what is no tensor lies in its header as JSON. Nothing in
-it is ever unpickled, and since it is one file, moved into place, it is whole or the one before.
+One file holds every tensor; what is no tensor lies in its header as JSON. Nothing in it is ever
+unpickled, and since it is one file, moved into place, it is whole or the one before.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.writing import atomic
-from UNetTrainerLib.sampling import Sampler
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
-_HEADER = "kidneyseg"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything of a run that changes while it trains."""
-
-    network: nn.Module
-    average: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    sampler: Sampler
-
-    def save(self, path: Path, settings: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write the state after an epoch.
-
-        Args:
-            settings: what must be the same to go on: options and cases.
-            progress: what the caller needs to go on: history, best score.
-        """
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        optimizer = self.optimizer.state_dict()
-        for number, state in optimizer["state"].items():
-            tensors |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
-        tensors["random.torch"] = torch.get_rng_state()
-        tensors["random.sampler"] = self.sampler.torch_rng.get_state()
-        header = {
-            "settings": settings,
-            "progress": progress,
-            "optimizer_groups": optimizer["param_groups"],
-            "schedule": _plain(self.schedule.state_dict()),
-            "random_numpy": self.sampler.rng.bit_generator.state,
-        }
-        with atomic(path) as temporary:
-            save_file(
-                {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()},
-                temporary,
-                metadata={_HEADER: json.dumps(header)},
-            )
-
-    def load(self, path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on from a saved state and return its ``progress``.
-
-        Raises:
-            InputError: there is no such file or it is damaged.
-            UsageError: it belongs to a run with other options or cases, named.
-        """
-        header, tensors = _read(path)
-        then, now = header["settings"], json.loads(json.dumps(settings))
-        changed = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
-        if changed:
-            raise UsageError(
-                f"{path} was trained with other {', '.join(changed)}; resume with the same, or "
-                "choose another --output."
-            )
-        self.network.load_state_dict(_part(tensors, "network."))
-        self.average.load_state_dict(_part(tensors, "average."))
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(tensors, "optimizer.").items():
-            number, name = key.split(".", 1)
-            states.setdefault(int(number), {})[name] = value
-        groups = header["optimizer_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self.schedule.load_state_dict(header["schedule"])
-        torch.set_rng_state(tensors["random.torch"])
-        self.sampler.torch_rng.set_state(tensors["random.sampler"])
-        self.sampler.rng.bit_generator.state = header["random_numpy"]
-        progress: dict[str, Any] = header["progress"]
-        return progress
+LAST, BEST = "last.safetensors", "best.safetensors"
+RUN = "kidneyseg"  # the entry of a checkpoint that Lightning leaves to us
+_HEADER = "checkpoint"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+class SafetensorsIO(CheckpointIO):
+    """What Lightning calls to write and read a checkpoint."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        tensors: dict[str, Tensor] = {}
+        header = json.dumps(_plain(checkpoint, tensors))
+        with atomic(Path(path)) as temporary:
+            try:
+                save_file(tensors, temporary, metadata={_HEADER: header})
+            except SafetensorError as error:  # how it reports a full disk
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        header, tensors = _read(Path(path))
+        checkpoint: dict[str, Any] = _restored(header, tensors)
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def check_settings(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Make sure that a run can be resumed with these settings, and return its history.
+
+    Args:
+        settings: what must be the same: options and cases.
+
+    Raises:
+        InputError: there is no such checkpoint or it is damaged.
+        UsageError: it belongs to a run with other options or cases, named.
+    """
+    header, tensors = _read(path)
+    run = _restored(header, tensors)[RUN]
+    then, now = run["settings"], json.loads(json.dumps(settings))
+    changed = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+    if changed:
+        raise UsageError(
+            f"{path} was trained with other {', '.join(changed)}; resume with the same, or "
+            "choose another --output."
+        )
+    history: list[dict[str, Any]] = run["rows"]
+    return history
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()[_HEADER])
@@ -107,10 +88,31 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The same for JSON: tensors are put aside, and what JSON would change is spelt out."""
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().cpu().clone().contiguous()
+        return {"tensor": key}
+    if isinstance(value, Mapping):
+        return {"items": [[key, _plain(inner, tensors)] for key, inner in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(inner, tensors) for inner in value]}
+    if isinstance(value, list):
+        return [_plain(inner, tensors) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds {value!r}, which is neither a tensor nor plain")
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without its functions, which its constructor sets anyway."""
-    return {k: v for k, v in state.items() if isinstance(v, int | float | str | list | bool)}
+def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    match value:
+        case {"tensor": key}:
+            return tensors[key]
+        case {"items": items}:
+            return {key: _restored(inner, tensors) for key, inner in items}
+        case {"tuple": inner}:
+            return tuple(_restored(item, tensors) for item in inner)
+        case list():
+            return [_restored(inner, tensors) for inner in value]
+    return value
