@@ -19,7 +19,7 @@ import SimpleITK as sitk
 import toys
 from PIL import Image
 
-from KidneySegLib.errors import Cancelled, InputError, KidneySegError
+from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 from KidneySegLib.phantom import write_cases
 from KidneySegLib.preprocess import Preprocessing, scale, to_working
 from UNetTrainerLib import cache
@@ -213,6 +213,18 @@ def test_the_size_is_foretold_from_the_headers_alone(
         assert written == foretold if exact else written < foretold
 
 
+def test_a_header_that_only_the_reader_repairs_does_not_stop_the_build(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = predict_size(cases[:1], PREPROCESSING)
+
+    def refuse(path: Path) -> None:
+        raise InputError(f"{path} has axes that are not at right angles.")
+
+    monkeypatch.setattr(cache, "header_of", refuse)
+    assert predict_size(cases[:1], PREPROCESSING) == expected
+
+
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +338,7 @@ def test_a_picture_without_spacing_is_not_resampled_by_guess(tmp_path: Path) -> 
 def test_a_window_that_whole_numbers_cannot_show_is_refused(
     cases: list[Case], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"window from 0 to 1 is too narrow.*--scaling minmax"):
+    with pytest.raises(UsageError, match=r"window from 0 to 1 is too narrow.*--scaling minmax"):
         build_cache(cases, tmp_path, Preprocessing(window_hu=(0, 1)))
 
 

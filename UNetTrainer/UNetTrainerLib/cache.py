@@ -27,7 +27,7 @@ import SimpleITK as sitk
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
-from KidneySegLib.errors import InputError, KidneySegError
+from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import AxialGrid
 from KidneySegLib.preprocess import Preprocessing, body_box, plan, resample
 from KidneySegLib.volumes import AIR_HU, header_of
@@ -127,6 +127,7 @@ def build_cache(
         The prepared cases, in the order of ``cases``.
 
     Raises:
+        UsageError: a window too narrow for whole numbers.
         InputError: a case that cannot be used, or a disk that is too small for all of them, which
             is found out before anything is written.
         KidneySegError: the folder cannot be written to, or the disk is full after all; finished
@@ -194,7 +195,13 @@ def _header(
             raise InputError(_PIXEL_SPACING_IS_MISSING.format(image=case.image))
         pixel_mm = case.pixel_mm or 1.0
         return (1, rows, columns), (1.0, pixel_mm, pixel_mm)
-    header = header_of(case.image)
+    try:
+        header = header_of(case.image)
+    except InputError:
+        # Axes a little off right angles, which the reader repairs; or it says what is wrong.
+        _, labels, spacing_mm = read_case(case)
+        slices, rows, columns = labels.shape
+        return (slices, rows, columns), spacing_mm
     volume = sitk.Image(1, 1, 1, sitk.sitkUInt8)
     dimensions = header.GetDimension()
     direction = np.reshape(header.GetDirection(), (dimensions, dimensions))
@@ -208,7 +215,7 @@ def _header(
 def _check_window(preprocessing: Preprocessing) -> None:
     low, high = preprocessing.window_hu
     if preprocessing.scaling == "window" and high - low < NARROWEST_WINDOW:
-        raise InputError(
+        raise UsageError(
             f"A window from {low:g} to {high:g} is too narrow for intensities kept as whole "
             "numbers; train with --scaling minmax."
         )
@@ -420,7 +427,7 @@ def _stored(
     low, high = float(working.min()), float(working.max())
     if preprocessing.scaling == "window":
         bounds = _kept_range(preprocessing)
-        low, high = max(low, bounds[0]), min(high, bounds[1])
+        low, high = np.clip((low, high), *bounds).tolist()
         kind = _integers(low, high)
         if kind is None:
             raise InputError(
