@@ -490,6 +490,7 @@ def test_averaged_weights_follow_first_and_settle_later() -> None:
         ({"fold": 5}, "no fold 5 of 5"),
         ({"extra_share": 1.0}, "--extra-share"),
         ({"lr": 0.0}, "--lr"),
+        ({"seed": -1}, "--seed must be at least 0"),
         ({"lr": 1e-4, "min_lr": 1e-3}, "--min-lr"),
         ({"rows": 100}, "--rows must be a multiple of 16"),
         ({"crop": 100}, "--crop must be a multiple of 16"),

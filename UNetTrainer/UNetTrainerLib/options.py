@@ -263,6 +263,7 @@ _AT_LEAST = {
     "devices": 1,
     "nodes": 1,
     "workers": -1,
+    "seed": 0,
 }
 _SHARES = ("extra_share", "averaging", "dropout", "foreground")
 
