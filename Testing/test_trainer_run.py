@@ -175,8 +175,10 @@ def test_a_broken_run_resumes_to_the_same_losses_as_an_unbroken_one(
         train(options("broken", resume=True, lr=1e-4))
     with pytest.raises(UsageError, match="trained with other features"):
         train(options("broken", resume=True, features=8))
+    split = (tmp_path / "broken" / "split.json").read_bytes()
     with pytest.raises(UsageError, match="trained with other training cases"):
         train(options("broken", resume=True, folds=0))
+    assert (tmp_path / "broken" / "split.json").read_bytes() == split
     with pytest.raises(InputError, match="to resume from"):
         train(options("nothing", resume=True))
     (tmp_path / "broken" / LAST).write_bytes(b"x" * 100)

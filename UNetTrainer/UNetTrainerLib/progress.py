@@ -6,6 +6,7 @@ import html
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +71,7 @@ class Silent(Progress):
     """Shows nothing."""
 
 
-class _Shown(Progress):
+class _Shown(Progress, ABC):
     """Keeps count of where a run is, for those that show it.
 
     Args:
@@ -115,11 +116,13 @@ class _Shown(Progress):
             parts.append(f"{duration(self._left_s)} left")
         self._show_batch(epoch, "  ".join(parts))
 
+    @abstractmethod
     def _show_share(self, fraction: float, step: str) -> None:
-        raise NotImplementedError
+        """Show how far a step before training is."""
 
+    @abstractmethod
     def _show_batch(self, epoch: int, text: str) -> None:
-        raise NotImplementedError
+        """Show a batch of an epoch, as text."""
 
     def _reach(self, position: float) -> None:
         self.position = min(1.0, max(self.position, position))
