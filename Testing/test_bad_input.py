@@ -302,7 +302,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(refused, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError("of all things\non two lines")
 
-    monkeypatch.setattr("KidneySegLib.segment.predict", fail)
+    monkeypatch.setattr("KidneySegLib.answer.predict", fail)
     err = refused("segment ct.nii.gz --output new/k.nii.gz", 1)
     assert "of all things on two lines" in err and "--verbose" in err
 

@@ -132,7 +132,8 @@ def test_a_ct_without_kidneys_is_no_failure(run, tmp_path):
     assert not voxels(tmp_path / "k.nii.gz").any()
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["notes"] == ["no kidney found"]
-    assert report["kidneys"] == {"left": {"volume_ml": 0.0}, "right": {"volume_ml": 0.0}}
+    nothing = {"volume_ml": 0.0, "confidence": None}
+    assert report["kidneys"] == {"left": nothing, "right": nothing}
 
 
 def test_warnings_go_to_stderr_and_into_the_report(run, tmp_path):
@@ -273,13 +274,13 @@ def test_the_same_input_twice_gets_two_results(run, tmp_path, toy_ct):
 
 
 def test_evaluate_compares_sides_and_merged_labels_either_way(run, tmp_path, toy_sides, toy_kidney):
-    for pair, sides in (((toy_sides, toy_sides), True), ((toy_kidney, toy_sides), False)):
+    for pair in ((toy_sides, toy_sides), (toy_kidney, toy_sides)):
         for prediction, reference in (pair, pair[::-1]):
             code, out, err = run("evaluate", prediction, reference, "--report", tmp_path / "r.json")
             assert (code, err) == (0, "") and "1.0000" in out
             scores = json.loads((tmp_path / "r.json").read_text())["dice"]
-            expected = {"kidney", "left", "right"} if sides else {"kidney"}
-            assert scores == dict.fromkeys(expected, 1.0)
+            assert scores == dict.fromkeys(("kidney", "left", "right"), 1.0)
+            assert out.count("told apart by position") == (toy_kidney in pair)
 
 
 def test_evaluate_refuses_different_grids(run, tmp_path, toy_sides):

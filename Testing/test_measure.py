@@ -17,7 +17,12 @@ from KidneySegLib.measure import (
     evaluate,
     iou,
     labels_kind,
+    precision,
+    recall,
+    slice_dice,
     slice_score,
+    surface_agreement,
+    surface_dice,
     surface_distances,
     volume_ml,
     volumes_ml,
@@ -99,6 +104,51 @@ def test_slice_score_is_the_mean_over_all_slices_with_empty_ones_counted_as_one(
     assert slice_score(a * 0, b * 0) == 1.0
 
 
+def test_overlap_is_that_of_simpleitk() -> None:
+    """Its false negative error is the share of the second image that the first lacks."""
+    for seed in range(3):
+        a, b, _ = blobs(seed)
+        images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (a, b)]
+        there, back = (sitk.LabelOverlapMeasuresImageFilter() for _ in "ab")
+        there.Execute(*images)
+        back.Execute(*images[::-1])
+        assert dice(a, b) == pytest.approx(there.GetDiceCoefficient(1), abs=1e-14)
+        assert iou(a, b) == pytest.approx(there.GetJaccardCoefficient(1), abs=1e-14)
+        assert recall(a, b) == pytest.approx(1 - there.GetFalseNegativeError(1), abs=1e-14)
+        assert precision(a, b) == pytest.approx(1 - back.GetFalseNegativeError(1), abs=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI's own making
+def test_overlap_is_that_of_monai() -> None:
+    metrics = pytest.importorskip("monai.metrics")
+    for seed in range(3):
+        a, b, _ = blobs(seed)
+        pair = [torch.from_numpy(mask[None, None]).double() for mask in (a, b)]
+        counts = metrics.get_confusion_matrix(*pair)
+        for function, expected in (
+            (dice, metrics.compute_dice(*pair)),
+            (iou, metrics.compute_iou(*pair)),
+            (precision, metrics.compute_confusion_matrix_metric("precision", counts)),
+            (recall, metrics.compute_confusion_matrix_metric("sensitivity", counts)),
+        ):
+            assert function(a, b) == pytest.approx(float(expected), abs=1e-6)  # single precision
+
+
+def test_precision_and_recall_of_empty_masks() -> None:
+    nothing = np.zeros_like(LEFT)
+    assert (precision(nothing, LEFT), recall(nothing, LEFT)) == (None, 0.0)
+    assert (precision(LEFT, nothing), recall(LEFT, nothing)) == (0.0, None)
+
+
+def test_the_per_slice_score_is_the_mean_over_slices() -> None:
+    moved = np.roll(LEFT, 3, 0)
+    scores = slice_dice(moved, LEFT)
+    assert scores.shape == (SHAPE[0],) and scores[0] == 1.0
+    assert slice_score(moved, LEFT) == pytest.approx(scores.mean(), abs=1e-15)
+    middle = SHAPE[0] // 2
+    assert scores[middle] == pytest.approx(dice(moved[middle], LEFT[middle]), abs=1e-6)
+
+
 # --- surfaces -----------------------------------------------------------------------------------
 
 
@@ -149,6 +199,36 @@ def test_surface_distances_are_those_of_monai() -> None:
         )
         result = surface_distances(a, b, spacing_mm)
         assert result == pytest.approx((float(mean), float(hausdorff)), abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI's own making
+@pytest.mark.parametrize("tolerance_mm", [0.0, 2.0, 4.0])
+def test_surface_dice_is_that_of_monai(tolerance_mm: float) -> None:
+    metrics = pytest.importorskip("monai.metrics")
+    for seed in range(4):
+        a, b, spacing_mm = blobs(seed)
+        if seed == 3:
+            spacing_mm = (0.4, 0.4, 0.4)  # five of them are the tolerance, but for rounding
+        pair = [torch.from_numpy(mask[None, None]) for mask in (a, b)]
+        expected = metrics.compute_surface_dice(
+            *pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing_mm
+        )
+        assert surface_dice(a, b, spacing_mm, tolerance_mm) == pytest.approx(
+            float(expected), abs=1e-7
+        )
+
+
+def test_surface_dice_knows_empty_masks_and_its_tolerance() -> None:
+    nothing = np.zeros_like(LEFT)
+    assert surface_dice(LEFT, nothing, SPACING) == surface_dice(nothing, LEFT, SPACING) == 0.0
+    assert surface_dice(nothing, nothing, SPACING) is None
+    plane = np.zeros((20, 9, 9), bool)
+    plane[5] = True
+    moved = np.roll(plane, 1, 0)
+    assert surface_dice(plane, moved, (2.0, 1.0, 1.0)) == 1.0
+    assert surface_dice(plane, moved, (2.001, 1.0, 1.0)) == 0.0
+    both = surface_agreement(plane, moved, (2.0, 1.0, 1.0))
+    assert both.distances == surface_distances(plane, moved, (2.0, 1.0, 1.0)) and both.dice == 1.0
 
 
 def test_a_shift_is_its_distance_in_mm() -> None:

@@ -1,4 +1,4 @@
-"""Contact sheets: which slices, in what proportions, with what colours, written whole."""
+"""Axial contact sheets: which slices, what proportions, what colours, written whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from KidneySegLib.geometry import AxialGrid, to_axial
-from KidneySegLib.overlay import BOTH, PREDICTION, REFERENCE, choose_slices, draw_overlay
+from KidneySegLib.overlay import BOTH, PREDICTION, REFERENCE, draw_overlay
+from KidneySegLib.pictures.views import Marks, choose_slices
 
 SHAPE = (24, 48, 64)
 
@@ -48,40 +49,43 @@ def tile_of(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))[66:]
 
 
+def chosen(prediction: np.ndarray, reference: np.ndarray | None, count: int) -> list[int]:
+    """The axial slices that a sheet shows of these labels."""
+    return choose_slices(Marks.of(prediction, reference), prediction.shape, count)
+
+
 def test_the_slices_show_both_kidneys_are_spread_and_come_in_order() -> None:
-    chosen, found = choose_slices(LEFT | RIGHT, None, 4)
-    assert found and len(chosen) == 4 and chosen == sorted(set(chosen))
-    assert min(np.diff(chosen)) > 1
-    assert LEFT[chosen].any() and RIGHT[chosen].any()
+    slices = chosen(LEFT | RIGHT, None, 4)
+    assert len(slices) == 4 and slices == sorted(set(slices))
+    assert min(np.diff(slices)) > 1
+    assert LEFT[slices].any() and RIGHT[slices].any()
 
 
 def test_the_largest_area_is_among_the_slices() -> None:
-    chosen, _ = choose_slices(LEFT, None, 3)
-    assert int(LEFT.sum(axis=(1, 2)).argmax()) in chosen
+    assert int(LEFT.sum(axis=(1, 2)).argmax()) in chosen(LEFT, None, 3)
 
 
 def test_a_small_kidney_far_from_the_large_one_is_shown() -> None:
     small = ellipsoid((21, 30, 18), (2, 2, 2))
     for count in (2, 6):
-        chosen, _ = choose_slices(LEFT | small, None, count)
-        assert small[chosen].any() and LEFT[chosen].any()
+        slices = chosen(LEFT | small, None, count)
+        assert small[slices].any() and LEFT[slices].any()
 
 
 def test_a_kidney_that_only_the_reference_has_is_shown() -> None:
-    chosen, found = choose_slices(np.zeros(SHAPE, np.uint8), RIGHT * np.uint8(2), 3)
-    assert found and RIGHT[chosen].any(axis=(1, 2)).all()
+    slices = chosen(np.zeros(SHAPE, np.uint8), RIGHT * np.uint8(2), 3)
+    assert len(slices) == 3 and RIGHT[slices].any(axis=(1, 2)).all()
 
 
 def test_no_more_slices_are_drawn_than_hold_kidney() -> None:
     thin = np.zeros(SHAPE, bool)
     thin[7:9, 20:30, 20:30] = True
-    assert choose_slices(thin, None, 6) == ([7, 8], True)
+    assert chosen(thin, None, 6) == [7, 8]
 
 
 def test_without_kidneys_the_slices_are_spread_evenly() -> None:
-    chosen, found = choose_slices(np.zeros(SHAPE), None, 6)
-    assert not found and chosen == [2, 6, 10, 14, 18, 22]
-    assert choose_slices(np.zeros((1, 4, 4)), None, 6) == ([0], False)
+    assert chosen(np.zeros(SHAPE), None, 6) == [2, 6, 10, 14, 18, 22]
+    assert chosen(np.zeros((1, 4, 4)), None, 6) == [0]
 
 
 def test_reference_is_red_prediction_blue_and_both_purple(tmp_path: Path) -> None:

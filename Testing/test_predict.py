@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import toys
 from toys import random_model, receptive_radius
 
 from KidneySegLib import predict as room
@@ -324,3 +325,23 @@ def test_a_batch_has_the_slices_that_were_asked_for(make, monkeypatch):
     assert sizes == [7, *[1] * 7, 3, 3, 1]
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], atol=1e-3)
+
+
+def test_a_finders_answer_reaches_the_network_as_the_last_channel_of_its_own_slice(tmp_path):
+    seen = []
+
+    class Backend:
+        model = toys.random_model(
+            tmp_path / "m", NetworkParameters(features=2, depth=2, context_slices=3, prior=True)
+        )
+
+        def __call__(self, batch):
+            seen.append(batch)
+            return batch[:, -1]
+
+    working, prior = slices((5, 16, 16)), slices((5, 16, 16), seed=9)
+    answer = predict(working, 3.0, Backend(), prior=prior)
+    assert seen[0].shape == (5, 4, 16, 16)
+    np.testing.assert_allclose(answer, prior, atol=1e-3)
+    mirrored = predict(working, 3.0, Backend(), prior=prior, mirror=True)
+    np.testing.assert_allclose(mirrored, prior, atol=1e-3)

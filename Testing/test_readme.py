@@ -75,7 +75,7 @@ def test_every_option_of_a_line_with_kidneyseg_is_one_of_that_command():
     lines = [line for text in code for line in text.replace("\\\n", " ").splitlines()]
     seen = set()
     for line in lines:
-        called = re.search(r"\bkidneyseg (\w+)(.*)", line) or re.search(
+        called = re.search(r"\bkidneyseg ([\w-]+)(.*)", line) or re.search(
             r"-m KidneySegLib (\w+)(.*)", line
         )
         if called and called[1] in known:

@@ -154,7 +154,7 @@ def test_slices_larger_than_a_tile_are_put_together(backend, monkeypatch):
         seen.append(1)
         return predict_room.predict(*arguments, **options, tile=20)
 
-    monkeypatch.setattr("KidneySegLib.segment.predict", in_tiles)
+    monkeypatch.setattr("KidneySegLib.answer.predict", in_tiles)
     result = segment(toys.image_of(ct), backend)
     assert seen
     np.testing.assert_array_equal(voxels(result.labels), labels)
@@ -234,7 +234,8 @@ def test_a_ct_without_kidneys_succeeds_with_no_volume_and_says_so(backend):
     ct, _ = toys.toy(())
     result = segment(toys.image_of(ct), backend)
     assert not voxels(result.labels).any()
-    assert result.report["kidneys"] == {"left": {"volume_ml": 0.0}, "right": {"volume_ml": 0.0}}
+    nothing = {"volume_ml": 0.0, "confidence": None}
+    assert result.report["kidneys"] == {"left": nothing, "right": nothing}
     assert result.report["notes"] == ["no kidney found"]
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 from KidneySegLib.phantom import write_cases
+from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import Preprocessing, scale, to_working
 from UNetTrainerLib import cache
 from UNetTrainerLib.cache import CachedCase, build_cache, predict_size
@@ -352,3 +353,27 @@ def test_a_prepared_case_travels_to_other_processes_and_holds_no_file_open(
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(tmp_path) not in maps.read_text()
+
+
+def test_a_finders_answer_is_kept_beside_the_slices_and_anew_for_another_finder(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    bright = toys.copying_model(tmp_path / "bright", preprocessing=Preprocessing(pixel_mm=6.0))
+    finder = TorchBackend(bright, "cpu", "float32")
+    (cached,) = build_cache(cases[:1], tmp_path / "cache", PREPROCESSING, finder=finder)
+    prior = cached.prior()
+    assert prior.dtype == np.uint8 and prior.shape == cached.labels().shape
+    hu = cached.voxels()[:, 0]
+    believed = prior > 200
+    assert believed.any() and np.median(hu[believed]) > toys.LEVEL_HU
+    (again,) = build_cache(cases[:1], tmp_path / "cache", PREPROCESSING, finder=finder)
+    assert stamps([again]) == stamps([cached])
+    dim = toys.copying_model(
+        tmp_path / "dim", preprocessing=Preprocessing(pixel_mm=6.0), threshold=0.4
+    )
+    (other,) = build_cache(
+        cases[:1], tmp_path / "cache", PREPROCESSING, finder=TorchBackend(dim, "cpu", "float32")
+    )
+    assert other.prior_file != cached.prior_file
+    (without,) = build_cache(cases[:1], tmp_path / "cache", PREPROCESSING)
+    assert without.prior_file is None

@@ -21,6 +21,7 @@ import toys
 from ctk_cli import CLIModule
 
 from KidneySegLib import cli
+from KidneySegLib.commands.train import TRAINING_PACKAGES
 from UNetTrainerLib import progress as telling
 from UNetTrainerLib.options import _AT_LEAST, _SHARES, DEFAULTS, Options, flag
 
@@ -124,7 +125,7 @@ def test_the_packages_that_are_looked_for_are_those_that_pip_installs() -> None:
     tomllib = pytest.importorskip("tomllib", reason="new in Python 3.11")
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = [re.match(r"[\w-]+", line)[0] for line in extra["train"]]  # type: ignore[index]
-    assert sorted(cli.TRAINING_PACKAGES) == sorted(names)
+    assert sorted(TRAINING_PACKAGES) == sorted(names)
 
 
 # --- The command ------------------------------------------------------------------------------

@@ -60,9 +60,19 @@ def bce(p: np.ndarray, r: np.ndarray, w: np.ndarray) -> float:
     return float(-(r * np.log(p) + (1 - r) * np.log(1 - p)).mean())
 
 
+def slice_dice(p: np.ndarray, r: np.ndarray, w: np.ndarray) -> float:
+    losses = [
+        1 - (2 * (p[n, i] * r[n, i]).sum() + 50) / (p[n, i].sum() + r[n, i].sum() + 50)
+        for n in range(len(p))
+        for i in range(1, p.shape[1])
+    ]
+    return float(np.mean(losses))
+
+
 FORMULAS = {
     "generalized-dice": generalized_dice,
     "generalized-dice-ce": lambda p, r, w: generalized_dice(p, r, w) + entropy(p, r, w).mean(),
+    "slice-dice-ce": lambda p, r, w: slice_dice(p, r, w) + entropy(p, r, w).mean(),
     "dice": dice,
     "dice-bce": lambda p, r, w: dice(p, r, w) + bce(p, r, w),
     "focal": lambda p, r, w: ((1 - (p * r).sum(1)) ** 2 * entropy(p, r, w)).mean(),

@@ -25,9 +25,11 @@ from UNetTrainerLib.sampling import (
     AUGMENTATIONS,
     BatchSampler,
     SliceDataset,
+    add_lesion,
     border_weights,
     change_intensity,
     change_phase,
+    change_prior,
     class_weights,
     displacements,
     loader,
@@ -324,6 +326,109 @@ def test_random_crops_come_from_everywhere_with_real_surroundings(tmp_path: Path
         assert len(corners) > 30
         assert max(top for top, _ in corners) > 80 - rows - 12
         assert min(left for _, left in corners) < 12
+
+
+def test_squares_around_a_kidney_hold_some_of_it_or_lie_beside_its_nearest_slice(
+    tmp_path: Path,
+) -> None:
+    case = prepared(tmp_path, shape=(9, 160, 192), labelled=(4,))
+    chosen = options(crop=32, around=0.99, augment="none", context_slices=1, foreground=0.5)
+    dataset = SliceDataset([case], [], chosen)
+    kidney = np.argwhere(case.labels()[4] > 0)
+    with_kidney = 0
+    for position in range(60):
+        rng = np.random.default_rng(position)
+        place = dataset._place(0, position % 9, rng)
+        if place is None:  # one square in a hundred lies anywhere
+            continue
+        assert np.abs(kidney - place).max(1).min() <= 0.2 * 32 + 1
+        window = dataset._window(case, rng, place)
+        assert (window.rows, window.columns) == (32, 32)
+        assert abs(window.top + 16 - place[0]) <= 0.5
+    for position in range(20):
+        _, labels, _, _ = dataset[0, position]
+        with_kidney += bool(labels.any())
+    assert with_kidney >= 8
+
+
+def test_a_case_without_kidney_has_squares_anywhere(tmp_path: Path) -> None:
+    case = prepared(tmp_path, labelled=())
+    dataset = SliceDataset([case], [], options(crop=16, around=0.9))
+    assert dataset._place(0, 2, np.random.default_rng(1)) is None
+    slices, labels, _, _ = dataset[0, 0]
+    assert slices.shape[-2:] == (16, 16) and not labels.any()
+
+
+def with_prior(case: CachedCase) -> CachedCase:
+    """The same with a finder's answer: the kidney itself, half believed."""
+    path = case.labels_file.with_name("prior.npy")
+    np.save(path, np.where(case.labels() > 0, 128, 0).astype(np.uint8))
+    return replace(case, prior_file=path)
+
+
+def test_a_finders_answer_is_the_last_channel_and_moves_with_the_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "change_prior", lambda prior, rng: prior)
+    case = with_prior(prepared(tmp_path, shape=(9, 64, 64)))
+    for augment in ("none", "full"):
+        chosen = options(
+            crop=32, around=0.9, prior=True, finder="x", context_slices=3, augment=augment
+        )
+        dataset = SliceDataset([case], [], chosen)
+        seen = 0
+        for position in range(30):
+            slices, labels, _, _ = dataset[0, position]
+            assert slices.shape[0] == 4
+            known = slices[-1] >= 0.25
+            union = (known | (labels > 0)).sum()
+            if union < 60 or how_lesion(labels, known):
+                continue
+            seen += 1
+            assert (known & (labels > 0)).sum() / union > 0.8
+        assert seen > 5
+
+
+def how_lesion(labels: torch.Tensor, known: torch.Tensor) -> bool:
+    """Whether something was painted on that no finder could know of."""
+    return bool(((labels > 0) & ~known).sum() > 30)
+
+
+def test_a_doubted_prior_stays_a_probability_and_is_sometimes_missing_or_false() -> None:
+    prior = np.zeros((40, 48), np.float32)
+    prior[10:25, 12:30] = 1.0
+    missing = false = 0
+    for seed in range(200):
+        doubted = change_prior(prior, np.random.default_rng(seed))
+        assert doubted.shape == prior.shape and doubted.dtype == np.float32
+        assert doubted.min() >= 0 and doubted.max() <= 1
+        missing += not doubted.any()
+        false += bool((doubted[:, 34:] > 0.4).any())
+    assert 5 < missing < 45
+    assert 10 < false < 150
+    assert prior[10:25, 12:30].all(), "the given array stays"
+
+
+def test_a_lesion_grows_out_of_a_kidney_and_leaves_air_bone_and_vessels_alone() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[24:40, 24:40] = 1
+    hu = np.full((3, 1, 64, 64), -80, np.float32)
+    hu[:, :, 24:40, 24:40] = 180
+    hu[..., :20, :] = -1000
+    hu[..., 44:, :] = 700
+    heights = np.array([-3.0, 0.0, 3.0])
+    grown = solid = 0
+    for seed in range(40):
+        changed, truth = add_lesion(hu, labels, heights, (1.0, 1.0), np.random.default_rng(seed))
+        assert (changed[..., :20, :] == -1000).all() and (changed[..., 44:, :] == 700).all()
+        assert (truth[labels > 0] > 0).all()
+        new = (truth > 0) & (labels == 0)
+        grown += bool(new.any())
+        solid += bool((truth == 2).any())
+        assert (changed[1, 0][new] > -60).all()
+        assert set(np.unique(truth)) <= {0, 1, 2}
+    assert grown > 25 and 5 < solid < 35
+    assert (hu[..., 24:40, 24:40] == 180).all(), "the given array stays"
 
 
 def disc(rows: int, columns: int) -> np.ndarray:

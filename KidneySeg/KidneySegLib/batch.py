@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from KidneySegLib import __version__
-from KidneySegLib.cli import LABELS, Parser, fail
+from KidneySegLib.cli import Parser, fail
+from KidneySegLib.commands.common import LABELS
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ COLUMNS = (
     "left_ml",
     "right_ml",
     "kidneys_ml",
+    "left_confidence",
+    "right_confidence",
     "seconds",
     "dice",
     "dice_left",
@@ -97,6 +100,11 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--keep-small", action="store_true", help="keep every component, whatever its size"
+    )
+    options.add_argument(
+        "--no-second-look",
+        action="store_true",
+        help="keep what the model's second look, if it has one, takes for no kidney",
     )
     options.add_argument(
         "--mirror",
@@ -349,6 +357,7 @@ def _segment(case: Case, backend: TorchBackend, options: argparse.Namespace) -> 
         reference=case.reference,
         keep_small=options.keep_small,
         mirror=options.mirror,
+        second_look=not options.no_second_look,
     )
     merged = options.labels == "kidney"
     labels, segments = (result.merged, MERGED) if merged else (result.labels, SIDES)
@@ -376,6 +385,9 @@ def _cells(result: Result) -> dict[str, str]:
     volumes = {side: kidney["volume_ml"] for side, kidney in report["kidneys"].items()}
     cells = {f"{side}_ml": f"{volume:.2f}" for side, volume in volumes.items()}
     cells["kidneys_ml"] = f"{sum(volumes.values()):.2f}"
+    for side, kidney in report["kidneys"].items():
+        belief = kidney["confidence"]
+        cells[f"{side}_confidence"] = "" if belief is None else f"{belief:.3f}"
     for key, column in (("kidney", "dice"), ("left", "dice_left"), ("right", "dice_right")):
         value = report.get("dice", {}).get(key)
         cells[column] = "" if value is None else f"{value:.4f}"
@@ -411,21 +423,19 @@ def _settings(model: Model, options: argparse.Namespace) -> list[Any]:
 
     The device is not part of it: its results are meant to be the same.
     """
-    from KidneySegLib.model import CARD_FILE, WEIGHTS_FILE
+    from KidneySegLib.model import CARD_FILE
 
     assert model.folder is not None
-    digest = hashlib.sha256()
-    for name in (CARD_FILE, WEIGHTS_FILE):
-        with (model.folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    card = hashlib.sha256((model.folder / CARD_FILE).read_bytes())
     return [
         __version__,
-        digest.hexdigest(),
+        card.hexdigest(),
+        model.digest,
         options.precision,
         options.labels,
         options.keep_small,
         options.mirror,
+        options.no_second_look,
     ]
 
 

@@ -299,6 +299,7 @@ def read_dicom(folder: Path, uid: str | None, files: Iterable[Path] | None = Non
     direction = np.asarray(first.direction).reshape(3, 3)
     volume = placed_image(voxels, spacing, slices[0].origin, direction, folder)
     volume.rescaled, volume.modality = first.rescaled, first.modality
+    volume.files = tuple(s.path for s in slices)
     volume.warnings += warnings
     return volume
 

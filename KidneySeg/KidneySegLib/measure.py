@@ -6,6 +6,7 @@ Everything is counted on the voxels that are stored; nothing is resampled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import cc3d
@@ -14,12 +15,19 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, grid_difference, to_axial
-from KidneySegLib.postprocess import LEFT, RIGHT, SIDE_NAMES, bounding_box
+from KidneySegLib.postprocess import LEFT, RIGHT, SIDE_NAMES, bounding_box, find_kidneys
 
 LabelsKind = Literal["sides", "merged", "tumour", "empty"]
 
 # The score that was published for the KiTS19 U-Net is smoothed with this.
 SLICE_SCORE_SMOOTHING = 1e-4
+
+# Surfaces this close count as the same in the surface Dice.
+SURFACE_TOLERANCE_MM = 2.0
+# Distances come in single precision: five voxels of 0.4 mm may be a trifle more than 2 mm.
+_ROUNDING_MM = 1e-5
+
+_TUMOUR = 2  # of KiTS19's labels
 
 # Labels 1 and 2 are two sides when a sagittal cut separates them save for this share of either.
 # Where the two touch, label 2 may be a tumour on the medial or lateral face of a kidney, and
@@ -71,6 +79,24 @@ def iou(a: np.ndarray, b: np.ndarray) -> float | None:
     return both / (total - both) if total else None
 
 
+def precision(prediction: np.ndarray, reference: np.ndarray) -> float | None:
+    """Share of the prediction's voxels that are in the reference, |A and B| / |A|.
+
+    Taha and Hanbury, BMC Medical Imaging 15 (2015) 29. None when the prediction is empty.
+    """
+    both, _ = _overlap(prediction, reference)
+    predicted = int(np.count_nonzero(prediction))
+    return both / predicted if predicted else None
+
+
+def recall(prediction: np.ndarray, reference: np.ndarray) -> float | None:
+    """Share of the reference's voxels that are in the prediction, |A and B| / |B|.
+
+    Also called sensitivity; source as for `precision`. None when the reference is empty.
+    """
+    return precision(reference, prediction)
+
+
 class SurfaceDistances(NamedTuple):
     """How far two surfaces lie apart, in mm."""
 
@@ -78,17 +104,32 @@ class SurfaceDistances(NamedTuple):
     hausdorff_95_mm: float
 
 
-def surface_distances(
-    a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]
-) -> SurfaceDistances | None:
-    """Mean surface distance and 95 % Hausdorff distance of two masks of equal shape.
+class SurfaceAgreement(NamedTuple):
+    """How well two surfaces agree; None where that is not defined."""
+
+    distances: SurfaceDistances | None
+    dice: float | None
+
+
+def surface_agreement(
+    a: np.ndarray,
+    b: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+) -> SurfaceAgreement:
+    """Surface distances and surface Dice of two masks of equal shape, measured in one go.
 
     The surface of a mask is every voxel of it with a face neighbour outside (or outside the
-    array); its distance is that from its centre to the closest centre of the other surface. The
-    mean is the average symmetric surface distance, over the voxels of both surfaces together
-    (Heimann et al., IEEE TMI 28 (2009) 1251). The 95 % Hausdorff distance is the larger of the
-    95th percentiles of the two directed sets of distances (Huttenlocher et al., IEEE TPAMI 15
-    (1993) 850; Taha and Hanbury, BMC Medical Imaging 15 (2015) 29), interpolated linearly.
+    array); its distance is that from its centre to the closest centre of the other surface.
+
+    - The mean is the average symmetric surface distance, over the voxels of both surfaces
+      together (Heimann et al., IEEE TMI 28 (2009) 1251).
+    - The 95 % Hausdorff distance is the larger of the 95th percentiles of the two directed sets
+      of distances (Huttenlocher et al., IEEE TPAMI 15 (1993) 850; Taha and Hanbury, BMC Medical
+      Imaging 15 (2015) 29), interpolated linearly.
+    - The surface Dice is the share of the voxels of both surfaces that lie within a tolerance of
+      the other surface (Nikolov et al., J Med Internet Res 23 (2021) e26151, who count areas
+      where voxels are counted here).
 
     Parameters
     ----------
@@ -96,23 +137,50 @@ def surface_distances(
         Arrays of three dimensions; anything but 0 is inside.
     spacing_mm
         Distance between voxels along each axis of the arrays, in mm.
+    tolerance_mm
+        Of the surface Dice.
+
+    Returns
+    -------
+    Where one mask is empty there is no distance, and the surface Dice is 0; where both are,
+    neither is defined.
+    """
+    _same_shape(a, b)
+    box_a, box_b = bounding_box(a != 0), bounding_box(b != 0)
+    if box_a is None or box_b is None:
+        return SurfaceAgreement(None, 0.0 if box_a or box_b else None)
+    box = union_box(box_a, box_b)
+    surfaces = [_surface(array[box] != 0) for array in (a, b)]
+    a_to_b = _distances_mm(surfaces[1], spacing_mm)[surfaces[0]]
+    b_to_a = _distances_mm(surfaces[0], spacing_mm)[surfaces[1]]
+    number = a_to_b.size + b_to_a.size
+    mean = (a_to_b.sum(dtype=float) + b_to_a.sum(dtype=float)) / number
+    largest = max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95))
+    limit_mm = tolerance_mm + _ROUNDING_MM
+    close = sum(int(np.count_nonzero(far <= limit_mm)) for far in (a_to_b, b_to_a))
+    return SurfaceAgreement(SurfaceDistances(float(mean), float(largest)), close / number)
+
+
+def surface_distances(
+    a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]
+) -> SurfaceDistances | None:
+    """Mean surface distance and 95 % Hausdorff distance; see `surface_agreement`.
 
     Returns
     -------
     None where one of the masks is empty: there is no surface to measure to.
     """
-    _same_shape(a, b)
-    box_a, box_b = bounding_box(a != 0), bounding_box(b != 0)
-    if box_a is None or box_b is None:
-        return None
-    box = _union(box_a, box_b)
-    surfaces = [_surface(array[box] != 0) for array in (a, b)]
-    a_to_b = _distances_mm(surfaces[1], spacing_mm)[surfaces[0]]
-    b_to_a = _distances_mm(surfaces[0], spacing_mm)[surfaces[1]]
-    mean = (a_to_b.sum(dtype=float) + b_to_a.sum(dtype=float)) / (a_to_b.size + b_to_a.size)
-    return SurfaceDistances(
-        float(mean), float(max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95)))
-    )
+    return surface_agreement(a, b, spacing_mm).distances
+
+
+def surface_dice(
+    a: np.ndarray,
+    b: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+) -> float | None:
+    """Surface Dice at a tolerance; see `surface_agreement`. None when both masks are empty."""
+    return surface_agreement(a, b, spacing_mm, tolerance_mm).dice
 
 
 def slice_score(
@@ -128,12 +196,24 @@ def slice_score(
     prediction, reference
         Axial arrays of shape (slices, rows, columns); anything but 0 is kidney.
     """
+    return float(np.mean(slice_dice(prediction, reference, smoothing)))
+
+
+def slice_dice(
+    prediction: np.ndarray, reference: np.ndarray, smoothing: float = SLICE_SCORE_SMOOTHING
+) -> np.ndarray:
+    """The smoothed Dice of every slice, whose mean is the `slice_score`.
+
+    Returns
+    -------
+    float64 array of shape (slices,).
+    """
     _same_shape(prediction, reference)
-    scores = []
-    for one, other in zip(prediction, reference, strict=True):
-        both, total = _overlap(one, other)
-        scores.append((2 * both + smoothing) / (total + smoothing))
-    return float(np.mean(scores))
+    overlaps = np.array(
+        [_overlap(one, other) for one, other in zip(prediction, reference, strict=True)], float
+    ).reshape(-1, 2)
+    scores: np.ndarray = (2 * overlaps[:, 0] + smoothing) / (overlaps[:, 1] + smoothing)
+    return scores
 
 
 def labels_kind(image: sitk.Image, name: str = "the label map") -> LabelsKind:
@@ -190,6 +270,79 @@ def evaluate(
     InputError
         The grids differ, an image is not 3-D, or labels are not understood.
     """
+    pair = pair_of(prediction, reference, names)
+    result = {
+        "dice": {key: dice(*masks) for key, masks in pair.masks.items()},
+        "iou": {key: iou(*masks) for key, masks in pair.masks.items()},
+        "volume_ml": pair.volumes_ml,
+        "slice_score": float(pair.slice_dice.mean()),
+        "notes": list(pair.notes),
+    }
+    if distances:
+        spacing_mm = pair.grid.spacing_mm
+        apart = {key: surface_distances(*masks, spacing_mm) for key, masks in pair.masks.items()}
+        result["mean_surface_distance_mm"] = {
+            key: None if both is None else both.mean_mm for key, both in apart.items()
+        }
+        result["hausdorff_95_mm"] = {
+            key: None if both is None else both.hausdorff_95_mm for key, both in apart.items()
+        }
+    return result
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two label maps of the same CT, as masks of what both tell.
+
+    Attributes
+    ----------
+    masks
+        For "kidney" and, where both tell sides, "left" and "right", where both mark a tumour,
+        "tumour": the prediction's and the reference's mask, bool arrays of the shape of `box`.
+    grid
+        The grid of both.
+    box
+        Of the axial array, the smallest that holds every label of both; outside is background.
+    volumes_ml
+        For "prediction" and "reference" the volumes of what each tells, in ml.
+    slice_dice
+        Smoothed Dice of every axial slice, float64 of shape (slices,); see `slice_dice`.
+    notes
+        Sentences on what the labels were taken for.
+    """
+
+    masks: dict[str, tuple[np.ndarray, np.ndarray]]
+    grid: AxialGrid
+    box: tuple[slice, slice, slice]
+    volumes_ml: dict[str, dict[str, float]]
+    slice_dice: np.ndarray
+    notes: tuple[str, ...]
+
+
+def pair_of(
+    prediction: sitk.Image,
+    reference: sitk.Image,
+    names: tuple[str, str] = ("prediction", "reference"),
+    *,
+    by_place: bool = False,
+    tumour: bool = False,
+) -> Pair:
+    """Read two label maps against each other, as `evaluate` and `evaluation` do.
+
+    Parameters
+    ----------
+    names
+        What to call the two in messages.
+    by_place
+        Tell left from right by position in a map that does not tell them.
+    tumour
+        Also give the tumours, where both maps mark them.
+
+    Raises
+    ------
+    InputError
+        The grids differ, an image is not 3-D, or labels are not understood.
+    """
     for image, name in zip((prediction, reference), names, strict=True):
         _check_volume(image, name)
     difference = grid_difference(prediction, reference)
@@ -201,62 +354,68 @@ def evaluate(
     ours, theirs = _Labels(prediction, names[0]), _Labels(reference, names[1])
     our_sides = ours.kind in ("sides", "empty") or ours.is_left_of(theirs)
     their_sides = theirs.kind in ("sides", "empty")
+    tumours = tumour and ours.kind == theirs.kind == "tumour"
 
     notes = []
     for labels in (ours, theirs):
         if labels.kind == "empty":
             notes.append(f"{labels.name} has no kidney")
-        elif labels.kind == "tumour":
+        elif labels.kind == "tumour" and not tumours:
             notes.append(f"labels 1 (kidney) and 2 (tumour) of {labels.name} were merged")
         elif labels.swapped:
             notes.append(f"left and right are swapped in {labels.name}")
-    if our_sides != their_sides and "empty" not in (ours.kind, theirs.kind):
-        blind = theirs if our_sides else ours
-        notes.append(f"{blind.name} does not tell left from right; only both together are compared")
 
-    box = _union(ours.box, theirs.box)
-    a, b = ours.array[box], theirs.array[box]
-    pairs = {"kidney": (a > 0, b > 0)}
-    if our_sides and theirs.kind == "sides":
-        pairs |= {name: (a == side, b == side) for side, name in SIDE_NAMES.items()}
-    result = {
-        "dice": {key: dice(*pair) for key, pair in pairs.items()},
-        "iou": {key: iou(*pair) for key, pair in pairs.items()},
-        "volume_ml": {
+    box = union_box(ours.box, theirs.box)
+    a, b = ours.part(box), theirs.part(box)
+    masks = {"kidney": (a > 0, b > 0)}
+    if by_place:
+        blind = [
+            labels.name for labels, tells in ((ours, our_sides), (theirs, their_sides)) if not tells
+        ]
+        if blind:
+            notes.append(f"left and right were told apart by position in {' and '.join(blind)}")
+        a_sides = a if our_sides else ours.sides_by_place(box)
+        b_sides = b if their_sides else theirs.sides_by_place(box)
+        masks |= {name: (a_sides == side, b_sides == side) for side, name in SIDE_NAMES.items()}
+    else:
+        if our_sides != their_sides and "empty" not in (ours.kind, theirs.kind):
+            name = (theirs if our_sides else ours).name
+            notes.append(f"{name} does not tell left from right; only both together are compared")
+        if our_sides and theirs.kind == "sides":
+            masks |= {name: (a == side, b == side) for side, name in SIDE_NAMES.items()}
+    if tumours:
+        masks["tumour"] = (a == _TUMOUR, b == _TUMOUR)
+
+    scores = np.ones(ours.grid.shape[0])  # a slice that is empty in both counts as 1
+    scores[box[0]] = slice_dice(*masks["kidney"])
+    return Pair(
+        masks=masks,
+        grid=ours.grid,
+        box=box,
+        volumes_ml={
             "prediction": volumes_ml(a, ours.grid, sides=our_sides),
             "reference": volumes_ml(b, theirs.grid, sides=their_sides),
         },
-        "slice_score": slice_score(ours.array, theirs.array),
-        "notes": notes,
-    }
-    if distances:
-        spacing_mm = ours.grid.spacing_mm
-        apart = {key: surface_distances(*pair, spacing_mm) for key, pair in pairs.items()}
-        result["mean_surface_distance_mm"] = {
-            key: None if both is None else both.mean_mm for key, both in apart.items()
-        }
-        result["hausdorff_95_mm"] = {
-            key: None if both is None else both.hausdorff_95_mm for key, both in apart.items()
-        }
-    return result
+        slice_dice=scores,
+        notes=tuple(notes),
+    )
 
 
 class _Labels:
-    """A label map as a uint8 axial array, and what its labels mean."""
+    """The labelled box of a map as a uint8 axial array, and what its labels mean."""
 
     def __init__(self, image: sitk.Image, name: str) -> None:
         _check_volume(image, name)
         self.name = name
         stored, self.grid = to_axial(image)
-        self.array = np.zeros(self.grid.shape, np.uint8)
         self.box = bounding_box(stored != 0) or (slice(0, 0), slice(0, 0), slice(0, 0))
         values = stored[self.box]
         self.values = [float(value) for value in np.unique(values)]
         self.values = [value for value in self.values if value != 0]
         if set(self.values) <= {1.0, 2.0}:
-            self.array[self.box] = values
+            self.crop = values.astype(np.uint8, order="C")
         elif len(self.values) == 1 and np.isfinite(self.values[0]):  # such as 255
-            self.array[self.box] = values != 0
+            self.crop = np.ascontiguousarray(values != 0).view(np.uint8)
         else:
             held = ", ".join(f"{value:g}" for value in self.values[:5])
             more = ", ..." if len(self.values) > 5 else ""
@@ -288,21 +447,42 @@ class _Labels:
 
     def _touching(self) -> bool:
         """Whether labels 1 and 2 are more than marginally parts of the same components."""
-        crop = np.ascontiguousarray(self.array[self.box])
-        components = cc3d.connected_components(crop > 0, connectivity=18)
-        counts = [np.bincount(components[crop == side]) for side in (LEFT, RIGHT)]
+        components = cc3d.connected_components(self.crop > 0, connectivity=18)
+        counts = [np.bincount(components[self.crop == side]) for side in (LEFT, RIGHT)]
         least = min(len(count) for count in counts)
         shared = np.minimum(counts[0][:least], counts[1][:least]).sum()
         return bool(shared > _TOUCHING_SHARE * min(count.sum() for count in counts))
 
     def x_mm(self, label: int) -> np.ndarray:
         """Sorted x positions (LPS) of voxels of a label, at most about `_SAMPLE` of them."""
-        crop = self.array[self.box]
-        flat = np.flatnonzero(crop == label)
+        flat = np.flatnonzero(self.crop == label)
         flat = flat[:: max(1, len(flat) // _SAMPLE)]
-        index = np.stack(np.unravel_index(flat, crop.shape), axis=1)
+        index = np.stack(np.unravel_index(flat, self.crop.shape), axis=1)
         first = [part.start for part in self.box]
         return np.sort(self.grid.to_physical(index + first)[:, 0])
+
+    def part(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+        """A box of the map, which holds the labelled one."""
+        array = np.zeros([at.stop - at.start for at in box], np.uint8)
+        array[self._within(box)] = self.crop
+        return array
+
+    def sides_by_place(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+        """`part`, with 1 for what lies on the left and 2 for what lies on the right."""
+        mask = np.zeros(self.grid.shape, bool)
+        mask[self.box] = self.crop > 0
+        sides: np.ndarray = find_kidneys(mask, self.grid, keep_small=True).labels[box]
+        sides[~mask[box]] = 0  # holes, which were filled
+        return sides
+
+    def _within(self, box: tuple[slice, slice, slice]) -> tuple[slice, ...]:
+        """Where the labelled box lies in a larger one."""
+        if not self.crop.size:
+            return (slice(0, 0),) * 3
+        return tuple(
+            slice(at.start - whole.start, at.stop - whole.start)
+            for at, whole in zip(self.box, box, strict=True)
+        )
 
     def is_left_of(self, sides: _Labels) -> bool:
         """Whether this map of label 1 only shows what `sides` would call a left kidney."""
@@ -360,7 +540,7 @@ def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
         raise ValueError(f"The masks have different shapes, {a.shape} and {b.shape}.")
 
 
-def _union(
+def union_box(
     a: tuple[slice, slice, slice], b: tuple[slice, slice, slice]
 ) -> tuple[slice, slice, slice]:
     """The smallest box around two boxes, of which an empty one counts for nothing."""

@@ -6,7 +6,9 @@ No pickle is ever opened from a model folder. An old checkpoint is imported once
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
@@ -16,23 +18,30 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from KidneySegLib.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from KidneySegLib.network import NetworkParameters, UNet
     from KidneySegLib.preprocess import Preprocessing
+    from KidneySegLib.regions import Search
+    from KidneySegLib.secondlook import LookNetwork, SecondLook
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+SECOND_LOOK_FILE = "second_look.safetensors"
 README_FILE = "README.md"
+FINDER_FOLDER = "finder"
 FORMAT = 1
+FORMAT_WITH_FINDER = 2  # older versions would take the network for one that sees the whole CT
 ACTIVATIONS = ("softmax", "sigmoid")
 DEFAULT_MODEL = "kidney-unet-25d"
 RESEARCH_USE = "Research use only, not for clinical use."
+
+Network = TypeVar("Network", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,11 @@ class Model:
         activation: ``softmax`` over the channels or ``sigmoid`` on each.
         threshold: probability from which a voxel is kidney.
         card: everything else a user should know: data, licence, scores, command.
+        finder: a coarse model that shows where this one looks; without it, everywhere.
+        search: how the finder's answer becomes boxes; present where there is a finder.
+        second_look: how found components are looked at again; without it, they are not.
+        smallest_kidney_ml: least volume of a kidney to be believed, from the masks it was trained
+            on; None where they did not tell.
     """
 
     name: str
@@ -60,11 +74,29 @@ class Model:
     threshold: float = 0.5
     card: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    finder: Model | None = None
+    search: Search | None = None
+    second_look: SecondLook | None = None
+    smallest_kidney_ml: float | None = None
 
     @property
     def kidney_channels(self) -> tuple[int, ...]:
         """Output channels whose probabilities add up to that of kidney, tumours included."""
         return tuple(i for i, label in enumerate(self.labels) if label != "background")
+
+    @property
+    def digest(self) -> str:
+        """Of all that shapes the model's answer: its weights, and what becomes of a CT before."""
+        search = None if self.search is None else self.search.to_dict()
+        facts = [asdict(self.network), self.preprocessing.to_dict(), self.threshold, search]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(self._weights().read_bytes())
+        if self.finder is not None:
+            digest.update(self.finder.digest.encode())
+        if self.second_look is not None:
+            digest.update(json.dumps(self.second_look.to_dict()).encode())
+            digest.update(self._weights(SECOND_LOOK_FILE).read_bytes())
+        return digest.hexdigest()[:16]
 
     def load_network(self) -> UNet:
         """The network with its weights, in evaluation mode.
@@ -78,17 +110,40 @@ class Model:
 
         with torch.device("meta"):
             network = build(self.network)
-        state = self._load_state()
+        return self._filled(network, WEIGHTS_FILE)
+
+    def load_second_look(self) -> LookNetwork:
+        """The network of the second look with its weights, in evaluation mode.
+
+        Raises:
+            ModelError: as for `load_network`, or there is no second look.
+        """
+        import torch
+
+        from KidneySegLib.secondlook import LookNetwork
+
+        if self.second_look is None:
+            raise ModelError(f"Model {self.name} has no second look; choose another model.")
+        with torch.device("meta"):
+            network = LookNetwork(self.second_look)
+        return self._filled(network, SECOND_LOOK_FILE)
+
+    def _filled(self, network: Network, file: str) -> Network:
+        """An empty network with the weights of a file."""
+        import torch
+
+        path = self._weights(file)
+        state = _load_state(path)
         expected = network.state_dict()
         for key, value in expected.items():
             if key not in state:
                 raise ModelError(
-                    f"{self._weights()} lacks {key}, so it belongs to another network; "
+                    f"{path} lacks {key}, so it belongs to another network; "
                     "restore the model folder or choose another model."
                 )
             if state[key].shape != value.shape:
                 raise ModelError(
-                    f"{self._weights()} holds {key} with shape {tuple(state[key].shape)} where "
+                    f"{path} holds {key} with shape {tuple(state[key].shape)} where "
                     f"{CARD_FILE} describes {tuple(value.shape)}; restore the model folder or "
                     "choose another model."
                 )
@@ -96,41 +151,41 @@ class Model:
             state[key] = state[key].to(value.dtype)
             if not torch.isfinite(state[key]).all():
                 raise ModelError(
-                    f"{self._weights()} holds figures that are not finite in {key}; restore the "
+                    f"{path} holds figures that are not finite in {key}; restore the "
                     "model folder or choose another model."
                 )
         unknown = sorted(set(state) - set(expected))
         if unknown:
             raise ModelError(
-                f"{self._weights()} holds {unknown[0]}, which the network described in "
+                f"{path} holds {unknown[0]}, which the network described in "
                 f"{CARD_FILE} has no place for; restore the model folder or choose another model."
             )
         network.load_state_dict(state, assign=True)
         return network.eval().requires_grad_(False)
 
-    def _weights(self) -> Path:
+    def _weights(self, file: str = WEIGHTS_FILE) -> Path:
         if self.folder is None:
             raise ModelError(f"Model {self.name} was not saved to a folder yet; save it first.")
-        return self.folder / WEIGHTS_FILE
-
-    def _load_state(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = self._weights()
-        try:
-            return load_file(path)
-        except FileNotFoundError:
-            raise _no_weights(path.parent) from None
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path} cannot be read as safetensors ({error}); copy the model folder again."
-            ) from error
+        return self.folder / file
 
 
-def _no_weights(folder: Path) -> ModelError:
+def _load_state(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise _lacks(path) from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} cannot be read as safetensors ({error}); copy the model folder again."
+        ) from error
+
+
+def _lacks(path: Path) -> ModelError:
     return ModelError(
-        f"Model folder {folder} has no {WEIGHTS_FILE}; copy the whole folder or choose another "
+        f"Model folder {path.parent} has no {path.name}; copy the whole folder or choose another "
         "model."
     )
 
@@ -259,13 +314,15 @@ def read_card(folder: Path | str) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ModelError(f"{card_path} does not describe a model; copy the folder again.")
     version = card.get("format")
-    if version != FORMAT:
+    if version not in (FORMAT, FORMAT_WITH_FINDER):
         raise ModelError(
-            f"{card_path} has format {version!r} but this version of KidneySeg reads format "
-            f"{FORMAT}; update KidneySeg or choose another model."
+            f"{card_path} has format {version!r} but this version of KidneySeg reads formats "
+            f"{FORMAT} and {FORMAT_WITH_FINDER}; update KidneySeg or choose another model."
         )
     if not (folder / WEIGHTS_FILE).is_file():
-        raise _no_weights(folder)
+        raise _lacks(folder / WEIGHTS_FILE)
+    if card.get("second_look") is not None and not (folder / SECOND_LOOK_FILE).is_file():
+        raise _lacks(folder / SECOND_LOOK_FILE)
     try:
         _text(card["name"]), _text(card["version"])
     except KeyError as error:
@@ -283,11 +340,16 @@ def load_model(folder: Path | str) -> Model:
     """
     from KidneySegLib.network import NetworkParameters
     from KidneySegLib.preprocess import Preprocessing
+    from KidneySegLib.regions import Search
+    from KidneySegLib.secondlook import SecondLook
 
     folder = Path(folder)
     card = read_card(folder)
-    del card["format"]
+    finder = None
+    if card.pop("format") == FORMAT_WITH_FINDER:
+        finder = load_model(folder / FINDER_FOLDER)
     card_path = folder / CARD_FILE
+    look, smallest = (card.pop(key, None) for key in ("second_look", "smallest_kidney_ml"))
     try:
         model = Model(
             name=_text(card.pop("name")),
@@ -297,6 +359,10 @@ def load_model(folder: Path | str) -> Model:
             labels=_texts(card.pop("labels")),
             activation=_text(card.pop("activation")),
             threshold=float(card.pop("threshold")),
+            search=None if finder is None else Search.from_dict(card.pop("search")),
+            finder=finder,
+            second_look=None if look is None else SecondLook.from_dict(look),
+            smallest_kidney_ml=None if smallest is None else float(smallest),
             card=card,
             folder=folder,
         )
@@ -331,10 +397,37 @@ def _check(model: Model) -> None:
         raise ValueError("none of its labels is a kidney")
     if not 0 < model.threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1, not {model.threshold}")
+    smallest = model.smallest_kidney_ml
+    if smallest is not None and not 0 <= smallest < math.inf:
+        raise ValueError(f"smallest_kidney_ml must be 0 or more, not {smallest}")
+    if (model.finder is None) != (model.search is None):
+        raise ValueError("a finder and how to search with it belong together")
+    if model.finder is not None and model.finder.finder is not None:
+        raise ValueError("its finder has a finder of its own")
+    if model.finder is not None and model.preprocessing.scaling != "window":
+        raise ValueError("what a finder shows has no minimum and maximum of the whole volume")
+
+
+def check_place(folder: Path) -> None:
+    """Whether a model may be written there.
+
+    Raises:
+        UsageError: something that is no model is in that place.
+    """
+    if folder.exists() and not (
+        folder.is_dir() and ((folder / CARD_FILE).is_file() or not any(folder.iterdir()))
+    ):
+        raise UsageError(
+            f"{folder} exists and is no model, so it is not replaced; choose another folder."
+        )
 
 
 def save_model(
-    model: Model, state: Mapping[str, Tensor], folder: Path | str, readme: str = ""
+    model: Model,
+    state: Mapping[str, Tensor],
+    folder: Path | str,
+    readme: str = "",
+    second_look: Mapping[str, Tensor] | None = None,
 ) -> Model:
     """Write a model folder as a whole: a temporary folder is filled, then moved into place.
 
@@ -342,6 +435,7 @@ def save_model(
 
     Args:
         readme: the card for people, as Markdown; none is written when empty.
+        second_look: weights of the second look, where it has one; by default those in its folder.
 
     Raises:
         UsageError: something that is no model is in that place.
@@ -350,19 +444,19 @@ def save_model(
 
     _check(model)
     folder = Path(folder)
-    if folder.exists() and not (
-        folder.is_dir() and ((folder / CARD_FILE).is_file() or not any(folder.iterdir()))
-    ):
-        raise UsageError(
-            f"{folder} exists and is no model, so it is not replaced; choose another folder."
-        )
+    check_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, temporary / WEIGHTS_FILE)
+        weights = {WEIGHTS_FILE: state}
+        if model.second_look is not None:
+            weights[SECOND_LOOK_FILE] = second_look or model.load_second_look().state_dict()
+        for file, tensors in weights.items():
+            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(plain, temporary / file)
+            (temporary / file).chmod(0o644)  # its writer keeps it to its owner
         facts = {
-            "format": FORMAT,
+            "format": FORMAT if model.finder is None else FORMAT_WITH_FINDER,
             "name": model.name,
             "version": model.version,
             "network": asdict(model.network),
@@ -371,12 +465,19 @@ def save_model(
             "activation": model.activation,
             "threshold": model.threshold,
         }
+        if model.finder is not None and model.search is not None:
+            facts["search"] = model.search.to_dict()
+            finder = model.finder.load_network().state_dict()
+            save_model(model.finder, finder, temporary / FINDER_FOLDER)
+        if model.second_look is not None:
+            facts["second_look"] = model.second_look.to_dict()
+        if model.smallest_kidney_ml is not None:
+            facts["smallest_kidney_ml"] = model.smallest_kidney_ml
         card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (temporary / CARD_FILE).write_text(text, encoding="utf-8")
         if readme:
             (temporary / README_FILE).write_text(readme, encoding="utf-8")
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # its writer keeps it to its owner
         temporary.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))

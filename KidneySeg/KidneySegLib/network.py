@@ -30,6 +30,7 @@ class NetworkParameters:
         kind: ``unet``, or ``inception-unet`` with blocks of several kernel sizes side by side.
         in_channels: channels of one slice (1 for CT, 3 for colour pictures).
         context_slices: odd number of neighbouring slices given as channels (2.5-D); 1 is plain 2-D.
+        prior: what a finder thinks of the slice is given as one more channel, the last.
         classes: output channels, background included; 1 means a sigmoid instead of a softmax.
         features: channels of the finest level; every level below doubles them.
         depth: number of levels, the lowest included.
@@ -45,6 +46,7 @@ class NetworkParameters:
     kind: str = "unet"
     in_channels: int = 1
     context_slices: int = 1
+    prior: bool = False
     classes: int = 2
     features: int = 64
     depth: int = 5
@@ -67,8 +69,9 @@ class NetworkParameters:
                 raise ValueError(f"{name} must be a whole number from 1 to {high}, not {value!r}")
         if self.context_slices % 2 != 1:
             raise ValueError(f"context_slices must be an odd number, not {self.context_slices!r}")
-        if not isinstance(self.padding, bool):
-            raise ValueError(f"padding must be true or false, not {self.padding!r}")
+        for name in ("padding", "prior"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
         for name, choices in (
@@ -95,6 +98,11 @@ class NetworkParameters:
         if unknown:
             raise ValueError(f"unknown network parameter {', '.join(unknown)}")
         return cls(**values)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that reach the first convolution."""
+        return self.in_channels * self.context_slices + self.prior
 
     @property
     def reach(self) -> int:
@@ -188,7 +196,7 @@ class Up(nn.Module):
 class UNet(nn.Module):
     """The U-Net described by ``parameters``.
 
-    Input ``(N, in_channels * context_slices, rows, columns)``, output logits
+    Input ``(N, input_channels, rows, columns)``, output logits
     ``(N, classes, rows, columns)``; an unpadded network's output lacks ``margin`` pixels a side.
     """
 
@@ -201,7 +209,7 @@ class UNet(nn.Module):
             lowest = level == parameters.depth - 1
             return parameters.dropout if lowest or parameters.dropout_place == "everywhere" else 0.0
 
-        channels = parameters.in_channels * parameters.context_slices
+        channels = parameters.input_channels
         self.encoder = nn.ModuleList()
         for level, width in enumerate(widths):
             self.encoder.append(Block(channels, width, parameters, dropout(level)))

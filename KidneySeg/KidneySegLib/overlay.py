@@ -1,40 +1,288 @@
 """Pictures of a segmentation on its CT: reference red, prediction blue, both purple.
 
-Pictures are as a radiologist looks at them: axial, from the feet, the patient's right on the
-left of the picture, the back below, pixels in their true proportions.
+Pictures are as a radiologist looks at them: axial from the feet, coronal from the front, both with
+the patient's right on the left of the picture, sagittal with the front on its left; pixels in their
+true proportions. What they are made of is in `KidneySegLib.pictures`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+import SimpleITK as sitk
+from PIL import Image
 
+from KidneySegLib.errors import UsageError
 from KidneySegLib.geometry import AxialGrid
-from KidneySegLib.postprocess import NOTE_NONE, air_threshold, body_mask
-from KidneySegLib.writing import atomic
+from KidneySegLib.pictures.animation import check_folder, check_mp4, save_folder, save_gif, save_mp4
+from KidneySegLib.pictures.drawing import draw_sheet, draw_slice, legend_of, letter
+from KidneySegLib.pictures.style import AUTO, RED_BLUE, Style, Window, window_of
+from KidneySegLib.pictures.views import Crop, Plane, Subject, choose_slices, run_of_slices
+from KidneySegLib.postprocess import NOTE_NONE
+from KidneySegLib.writing import atomic, check_output
 
-Colour = tuple[int, int, int]
+REFERENCE, PREDICTION, BOTH = RED_BLUE
 
-REFERENCE: Colour = (255, 45, 45)
-PREDICTION: Colour = (70, 130, 255)
-BOTH: Colour = (190, 80, 255)
-FILL_OPACITY = 0.3
+# What the name of a picture may end in; any other name is that of a folder.
+SUFFIXES = (".png", ".gif", ".mp4")
 
-_TILE_HEIGHT = 480
-_TILE_WIDTHS = (240, 960)
-_OUTLINE = 2  # pixels of the picture
-_SUPERSAMPLING = 3
-_SMOOTHING = 0.8  # voxels
-_MARGIN_MM = 8.0
-_GAP = 6
-_HEADER = 66
-_LEAST_WIDTH = 480
-_INK: Colour = (235, 235, 235)
-_FAINT: Colour = (165, 165, 165)
-_NOTICE: Colour = (255, 200, 80)
-_PAPER: Colour = (16, 16, 18)
+AXIAL: tuple[Plane, ...] = ("axial",)
+HEIGHT_PX = 480
+FPS = 10.0
+MOST_FRAMES = 120
+
+# Slices of a contact sheet, of one plane and of each of several.
+_SLICES, _SLICES_EACH = 6, 3
+_ACROSS = 3
+# The widths that the tiles of one plane keep within, as multiples of their height, and the height
+# and width of the largest of several planes, as multiples of the height of the first.
+_WIDTHS = (0.5, 2.0)
+_LARGEST = (1.5, 1.6)
+
+_At = tuple[Plane, int]
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything about pictures but what is on them.
+
+    Attributes
+    ----------
+    style
+        Colours, fill and outlines.
+    window
+        Lowest and highest value drawn, or a name that `window_of` knows.
+    crop
+        What is shown: the body at the kidneys, the kidneys, or the whole slice.
+    height_px
+        Height of a slice in pixels; very wide and very narrow ones get another.
+    title
+        Stands above the slices.
+    names
+        What the legend calls prediction and reference.
+    """
+
+    style: Style = field(default_factory=Style)
+    window: str | Window = AUTO
+    crop: Crop = "body"
+    height_px: int = HEIGHT_PX
+    title: str = ""
+    names: tuple[str, str] = ("prediction", "reference")
+
+
+def contact_sheet(
+    ct: sitk.Image,
+    prediction: sitk.Image | None,
+    reference: sitk.Image | None = None,
+    *,
+    planes: Sequence[Plane] = AXIAL,
+    slices: int | Sequence[int] | None = None,
+    look: Look | None = None,
+) -> Image.Image:
+    """The slices that show the kidneys best, side by side.
+
+    Parameters
+    ----------
+    ct
+        3-D, stored in any order and direction.
+    prediction, reference
+        Label maps on its grid in which anything but 0 is kidney, or None.
+    planes
+        Drawn one below the other.
+    slices
+        How many of each plane at most (6, or 3 each of several planes), or which ones, counted
+        from 0: axial from the head, coronal from the front, sagittal from the patient's right.
+
+    Raises
+    ------
+    InputError
+        The grids differ.
+    UsageError
+        The window shows nothing or is not known.
+    ValueError
+        No slices are asked for, or some that are not there.
+    """
+    subject = Subject.of(ct, prediction, reference)
+    return _contact_sheet(subject, _chosen(subject, planes, slices), look or Look())
+
+
+def animation(
+    ct: sitk.Image,
+    prediction: sitk.Image | None,
+    reference: sitk.Image | None = None,
+    *,
+    planes: Sequence[Plane] = AXIAL,
+    most: int = MOST_FRAMES,
+    whole: bool = False,
+    look: Look | None = None,
+) -> Iterator[Image.Image]:
+    """Frames of one size through the kidneys, each drawn when it is asked for.
+
+    Parameters
+    ----------
+    ct, prediction, reference
+        As for `contact_sheet`.
+    planes
+        Shown side by side, each from its first slice with kidney to its last.
+    most
+        Frames at most; slices are left out evenly.
+    whole
+        Go through the whole scan rather than the kidneys.
+
+    Raises
+    ------
+    InputError, UsageError
+        As for `contact_sheet`.
+    """
+    subject = Subject.of(ct, prediction, reference)
+    drawing = _Drawing(subject, planes, look or Look())
+    return (drawing.sheet([row]) for row in _frames(subject, planes, most, whole))
+
+
+def outline_slice(
+    ct: np.ndarray,
+    prediction: np.ndarray | None,
+    reference: np.ndarray | None = None,
+    spacing_mm: tuple[float, float] = (1.0, 1.0),
+    *,
+    sides: tuple[str, str, str, str] = ("R", "L", "A", "P"),
+    caption: str = "",
+    look: Look | None = None,
+) -> Image.Image:
+    """One slice without title and legend, of arrays, whatever they are a slice of.
+
+    Parameters
+    ----------
+    ct, prediction, reference
+        Shape (rows, columns); in the last two anything but 0 is kidney.
+    spacing_mm
+        Distance between rows and between columns.
+    sides
+        The letters to the left, right, top and bottom; empty ones are left out.
+    caption
+        Stands in the lower left corner.
+    look
+        Its crop, title and names play no part.
+
+    Raises
+    ------
+    UsageError
+        The window shows nothing or is not known.
+    """
+    look = look or Look()
+    extent_mm = (ct.shape[0] * spacing_mm[0], ct.shape[1] * spacing_mm[1])
+    (size,) = _sizes([extent_mm], look.height_px)
+    window = window_of(ct[np.newaxis], look.window)
+    tile = draw_slice(ct, prediction, reference, size, window, look.style)
+    letter(tile, sides, caption)
+    return tile
+
+
+def write_pictures(
+    ct: sitk.Image,
+    prediction: sitk.Image | None,
+    reference: sitk.Image | None,
+    output: Path | str,
+    *,
+    planes: Sequence[Plane] = AXIAL,
+    slices: int | Sequence[int] | None = None,
+    most: int = MOST_FRAMES,
+    whole: bool | None = None,
+    fps: float = FPS,
+    look: Look | None = None,
+    files: Sequence[str] = ("the CT", "the prediction", "the reference"),
+    progress: Callable[[float], None] | None = None,
+) -> int:
+    """Write what the name of the output asks for.
+
+    A contact sheet (`.png`), an animation (`.gif`, `.mp4`), or a folder with a PNG of every slice.
+    A file is replaced once the new one is complete; a folder must be new or empty.
+
+    Parameters
+    ----------
+    ct, prediction, reference, planes, slices, most
+        As for `contact_sheet` and `animation`.
+    whole
+        Go through the whole scan rather than the kidneys; by default into a folder only.
+    fps
+        Frames a second of an animation.
+    files
+        What to call the three images in messages.
+    progress
+        Told the share that is done, from 0 to 1.
+
+    Returns
+    -------
+    How many slices a contact sheet shows, frames an animation has or files are in the folder.
+
+    Raises
+    ------
+    InputError
+        The grids differ.
+    UsageError
+        As `check_pictures`, or the window shows nothing.
+    KidneySegError
+        The output cannot be written; nothing has changed then.
+    """
+    output, look = Path(output), look or Look()
+    kind = check_pictures(output)
+    subject = Subject.of(ct, prediction, reference, files)
+    if kind == ".png":
+        rows = _chosen(subject, planes, slices)
+        _save_png(_contact_sheet(subject, rows, look), output)
+        return sum(map(len, rows))
+    if kind:
+        drawing = _Drawing(subject, planes, look)
+        frames = _frames(subject, planes, most, bool(whole))
+        pictures = _told((drawing.sheet([row]) for row in frames), len(frames), progress)
+        if kind == ".gif":
+            return save_gif(pictures, output, look.style, fps)
+        return save_mp4(pictures, output, fps)
+    drawings = {plane: _Drawing(subject, [plane], look) for plane in planes}
+    single = [
+        at
+        for plane in planes
+        for (at,) in _frames(subject, [plane], subject.count(plane), whole is not False)
+    ]
+    named = (
+        (f"{plane}_{number + 1:03d}", drawings[plane].sheet([[(plane, number)]]))
+        for plane, number in single
+    )
+    return save_folder(_told(named, len(single), progress), output)
+
+
+def check_pictures(output: Path) -> str:
+    """Make sure, before any work, that the output can be written; returns its suffix.
+
+    The suffix is one of `SUFFIXES`, or empty for a folder.
+
+    Raises
+    ------
+    UsageError
+        The output has another suffix, the folder is not empty, or a package is missing for an
+        `.mp4`.
+    KidneySegError
+        Its folder cannot be written to.
+    """
+    kind = "" if output.is_dir() else output.suffix.lower()
+    if not kind:
+        check_output(output, None)
+        check_folder(output)
+        return kind
+    if kind not in SUFFIXES:
+        raise UsageError(
+            f"{output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or be the name "
+            "of a folder; choose such a name."
+        )
+    check_output(output, SUFFIXES)
+    if kind == ".mp4":
+        check_mp4()
+    return kind
 
 
 def draw_overlay(
@@ -48,7 +296,7 @@ def draw_overlay(
     slices: int = 6,
     window_hu: tuple[float, float] = (-160.0, 240.0),
 ) -> list[int]:
-    """Draw the slices with the largest kidney area, side by side, as a PNG.
+    """A contact sheet of axial slices from axial arrays, as a PNG.
 
     Parameters
     ----------
@@ -75,257 +323,130 @@ def draw_overlay(
     KidneySegError
         The picture cannot be written.
     """
-    for array in (ct, prediction, *(() if reference is None else (reference,))):
-        if array.shape != grid.shape:
-            raise ValueError(f"An array has shape {array.shape}, the grid {grid.shape}.")
-    if slices < 1:
-        raise ValueError("At least one slice must be drawn.")
-    chosen, found = choose_slices(prediction, reference, slices)
-    rows, columns = _crop(ct, grid, prediction, reference, chosen)
-    size = _tile_size((rows.stop - rows.start, columns.stop - columns.start), grid.spacing_mm[1:])
+    subject = Subject(ct, grid, prediction, reference)
+    rows = _chosen(subject, AXIAL, slices)
+    _save_png(_contact_sheet(subject, rows, Look(window=window_hu, title=title)), path)
+    return [number for row in rows for _, number in row]
 
-    tiles = []
-    for k in chosen:
-        tile = _draw_slice(
-            ct[k, rows, columns],
-            prediction[k, rows, columns] != 0,
-            None if reference is None else reference[k, rows, columns] != 0,
-            size,
-            window_hu,
+
+class _Drawing:
+    """Slices of a subject at one scale, with what stands above them."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        planes: Sequence[Plane],
+        look: Look,
+        axial: Sequence[int] | None = None,
+    ) -> None:
+        self.subject, self.look = subject, look
+        self.box = subject.crop(look.crop, axial)
+        self.window = window_of(subject.ct, look.window)
+        extents = [subject.extent_mm(plane, self.box) for plane in planes]
+        self.sizes = dict(zip(planes, _sizes(extents, look.height_px), strict=True))
+        self.legend = legend_of(
+            look.style,
+            None if subject.prediction is None else look.names[0],
+            None if subject.reference is None else look.names[1],
         )
-        z_mm = float(grid.to_physical([k, rows.start, columns.start])[2])
-        _letter(tile, f"slice {k + 1} of {grid.shape[0]}   z = {z_mm:.1f} mm")
-        tiles.append(tile)
 
-    sheet = _sheet(tiles, title, "" if found else NOTE_NONE, reference is not None)
-    with atomic(path) as temporary:
-        sheet.save(temporary, format="PNG")
-    return chosen
+    def tile(self, plane: Plane, number: int) -> Image.Image:
+        subject = self.subject
+        ct, prediction, reference = (
+            None if array is None else subject.view(array, plane, number, self.box)
+            for array in (subject.ct, subject.prediction, subject.reference)
+        )
+        assert ct is not None
+        tile = draw_slice(
+            ct, prediction, reference, self.sizes[plane], self.window, self.look.style
+        )
+        letter(tile, subject.letters(plane), subject.caption(plane, number, self.box))
+        return tile
+
+    def sheet(self, rows: Sequence[Sequence[_At]]) -> Image.Image:
+        return draw_sheet(
+            [[self.tile(*at) for at in row] for row in rows],
+            self.look.title,
+            self.legend,
+            self.look.style,
+            remark=self.remark,
+            window=self.window,
+        )
+
+    @property
+    def remark(self) -> str:
+        """What is worth a warning: one of the label maps is empty."""
+        if self.subject.prediction is not None and not self.subject.prediction.any():
+            return NOTE_NONE
+        if self.subject.reference is not None and not self.subject.reference.any():
+            return f"no kidney in the {self.look.names[1]}"
+        return ""
 
 
-def choose_slices(
-    prediction: np.ndarray, reference: np.ndarray | None, count: int
-) -> tuple[list[int], bool]:
-    """The slices that show the kidneys best, in order, and whether there is any kidney.
+def _contact_sheet(subject: Subject, rows: Sequence[Sequence[_At]], look: Look) -> Image.Image:
+    planes = list(dict.fromkeys(plane for row in rows for plane, _ in row))
+    axial = [number for row in rows for _, number in row] if planes == ["axial"] else None
+    return _Drawing(subject, planes, look, axial).sheet(rows)
 
-    A slice is worth the kidney area in each half of the kidneys' width, as a share of the
-    largest in that half, so that a small kidney counts as much as a large one. Neighbours of a
-    chosen slice are passed over, closer ones as the choice gets scarce. Without kidneys the
-    slices are spread evenly.
 
-    Parameters
-    ----------
-    prediction, reference
-        Axial arrays of shape (slices, rows, columns); anything but 0 is kidney.
-    count
-        How many slices to choose at most.
-    """
-    total = prediction.shape[0]
-    areas = np.zeros((total, prediction.shape[2]))
-    for k in range(total):
-        mask = prediction[k] != 0
-        if reference is not None:
-            mask |= reference[k] != 0
-        areas[k] = mask.sum(axis=0)
-    if not areas.any():
-        count = min(count, total)
-        spread = np.linspace(0, total, count, endpoint=False) + total / count / 2
-        return [int(k) for k in spread], False
-
-    columns = np.flatnonzero(areas.any(axis=0))
-    middle = (columns[0] + columns[-1] + 1) // 2
-    halves = np.stack([areas[:, :middle].sum(axis=1), areas[:, middle:].sum(axis=1)])
-    shares = halves / np.maximum(halves.max(axis=1, keepdims=True), 1)
-    worth = shares.sum(axis=0)
-
-    shown = np.flatnonzero(worth)
-    count = min(count, len(shown))
-    # Each half's best slice first, unless one slice shows both well.
-    chosen = [int(worth.argmax())]
-    for share in shares:
-        if share.any() and share[chosen].max() < 0.5 and len(chosen) < count:
-            chosen.append(int(share.argmax()))
-    apart = max(1, (int(shown[-1]) - int(shown[0]) + 1) // (count + 1))
-    while len(chosen) < count:
-        free = [k for k in shown if min(abs(int(k) - other) for other in chosen) >= apart]
-        if free:
-            chosen.append(int(max(free, key=lambda k: worth[k])))
+def _chosen(
+    subject: Subject, planes: Sequence[Plane], slices: int | Sequence[int] | None
+) -> list[list[_At]]:
+    """The slices of a contact sheet by rows."""
+    if slices is None:
+        slices = _SLICES if len(planes) == 1 else _SLICES_EACH
+    rows: list[list[_At]] = []
+    for plane in planes:
+        if isinstance(slices, int):
+            if slices < 1:
+                raise ValueError("At least one slice must be drawn.")
+            numbers = choose_slices(subject.marks, subject.grid.shape, slices, plane)
         else:
-            apart -= 1
-    return sorted(chosen), True
+            numbers = list(slices)
+            if not numbers or min(numbers) < 0 or max(numbers) >= subject.count(plane):
+                raise ValueError(f"Slices {numbers} are not in 0..{subject.count(plane) - 1}.")
+        across = 2 if len(numbers) == 4 else _ACROSS
+        ats: list[_At] = [(plane, number) for number in numbers]
+        rows += [ats[first : first + across] for first in range(0, len(ats), across)]
+    return rows
 
 
-def _crop(
-    ct: np.ndarray,
-    grid: AxialGrid,
-    prediction: np.ndarray,
-    reference: np.ndarray | None,
-    chosen: list[int],
-) -> tuple[slice, slice]:
-    """Rows and columns that hold the body and everything marked in the chosen slices."""
-    air = air_threshold(ct[chosen])
-    inside = np.zeros(ct.shape[1:], bool)
-    for k in chosen:
-        inside |= body_mask(ct[k], air)
-        inside |= prediction[k] != 0
-        if reference is not None:
-            inside |= reference[k] != 0
-    ranges = []
-    for axis in (0, 1):
-        hits = np.flatnonzero(inside.any(axis=1 - axis))
-        if not hits.size:
-            hits = np.arange(inside.shape[axis])
-        margin = round(_MARGIN_MM / grid.spacing_mm[1 + axis])
-        ranges.append(
-            slice(
-                max(0, int(hits[0]) - margin), min(inside.shape[axis], int(hits[-1]) + 1 + margin)
-            )
-        )
-    return ranges[0], ranges[1]
+def _frames(
+    subject: Subject, planes: Sequence[Plane], most: int, whole: bool
+) -> list[tuple[_At, ...]]:
+    """The slices that the frames of an animation show, one of each plane."""
+    marks = None if whole else subject.marks
+    runs = {plane: run_of_slices(marks, subject.grid.shape, plane, most) for plane in planes}
+    number = max(map(len, runs.values()))
+    # A shorter run stays longer on each slice, so that all arrive at their end together.
+    return [
+        tuple((plane, run[frame * len(run) // number]) for plane, run in runs.items())
+        for frame in range(number)
+    ]
 
 
-def _tile_size(shape: tuple[int, int], spacing_mm: tuple[float, ...]) -> tuple[int, int]:
-    """(width, height) of a tile in pixels, in the true proportions of the slice."""
-    ratio = shape[1] * spacing_mm[1] / (shape[0] * spacing_mm[0])
-    width = _TILE_HEIGHT * ratio
-    kept = min(max(width, _TILE_WIDTHS[0]), _TILE_WIDTHS[1])
-    return max(1, round(kept)), max(1, round(kept / ratio))
-
-
-def _draw_slice(
-    ct: np.ndarray,
-    prediction: np.ndarray,
-    reference: np.ndarray | None,
-    size: tuple[int, int],
-    window_hu: tuple[float, float],
-) -> Image.Image:
-    """One slice of the CT at the size of the tile, with fill and outlines."""
-    low, high = window_hu
-    shade = np.clip((ct.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
-    gray = Image.fromarray(np.round(shade).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    picture = np.repeat(np.asarray(gray, np.float32)[..., None], 3, axis=2)
-
-    mine, my_line = _shape(prediction, size)
-    if reference is None:
-        _blend(picture, PREDICTION, mine * FILL_OPACITY)
-        _blend(picture, PREDICTION, my_line)
+def _sizes(extents_mm: Sequence[tuple[float, float]], height_px: int) -> list[tuple[int, int]]:
+    """Width and height in pixels for heights and widths in mm, all at one scale."""
+    height, width = extents_mm[0]
+    if len(extents_mm) == 1:
+        narrowest, widest = (height_px * share for share in _WIDTHS)
+        scale = min(max(height_px * width / height, narrowest), widest) / width
     else:
-        theirs, their_line = _shape(reference, size)
-        both = np.minimum(mine, theirs)
-        for colour, cover in (
-            (REFERENCE, theirs - both),
-            (PREDICTION, mine - both),
-            (BOTH, both),
-        ):
-            _blend(picture, colour, cover * FILL_OPACITY)
-        shared = np.minimum(my_line, their_line)
-        for colour, cover in ((REFERENCE, their_line), (PREDICTION, my_line), (BOTH, shared)):
-            _blend(picture, colour, cover)
-    return Image.fromarray(np.round(picture).astype(np.uint8))
+        largest = np.max(extents_mm, axis=0)
+        scale = min(height_px / height, *(np.array(_LARGEST) * height_px / largest))
+    return [(max(1, round(w * scale)), max(1, round(h * scale))) for h, w in extents_mm]
 
 
-def _blend(picture: np.ndarray, colour: Colour, cover: np.ndarray) -> None:
-    """Lay a colour over a picture, shape (rows, columns, 3), in place."""
-    picture += cover[..., None] * (np.array(colour, np.float32) - picture)
+def _told(
+    items: Iterator[_Item], number: int, progress: Callable[[float], None] | None
+) -> Iterator[_Item]:
+    """The items, telling after each how much is done."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        if progress is not None:
+            progress(done / number)
 
 
-def _shape(mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each pixel of the tile a mask covers, and how much its outline does.
-
-    The mask is enlarged smoothly to a multiple of the tile and cut at one half, which gives
-    edges between voxels instead of staircases; averaging it down leaves them crisp but not
-    jagged. The outline lies half inside and half outside. Both are float32 of shape (height,
-    width), 0..1.
-    """
-    width, height = size
-    fill = np.zeros((height, width), np.float32)
-    line = np.zeros((height, width), np.float32)
-    if not mask.any():
-        return fill, line
-    enlarged = Image.fromarray(mask.astype(np.uint8) * 255).resize(
-        (width * _SUPERSAMPLING, height * _SUPERSAMPLING), Image.Resampling.BICUBIC
-    )
-    voxel_px = (enlarged.width / mask.shape[1], enlarged.height / mask.shape[0])
-    blurred = enlarged.filter(ImageFilter.GaussianBlur([_SMOOTHING * px for px in voxel_px]))
-    # The middle of a voxel keeps its value: a single voxel must not be smoothed away.
-    inside = np.asarray(blurred) >= 128
-    inside |= np.asarray(enlarged) > 250
-    inside &= np.asarray(enlarged) > 5
-    # Whole pixels of the tile around the mask, with room for the outline.
-    hits = [np.flatnonzero(inside.any(axis=axis)) // _SUPERSAMPLING for axis in (1, 0)]
-    room = _OUTLINE + 1
-    part = tuple(slice(max(0, int(at[0]) - room), int(at[-1]) + 1 + room) for at in hits)
-    inside = inside[tuple(slice(s.start * _SUPERSAMPLING, s.stop * _SUPERSAMPLING) for s in part)]
-    border = _grown(inside) & _grown(~inside)
-    for target, cover in ((fill[part], inside), (line[part], border)):
-        blocks = cover.reshape(target.shape[0], _SUPERSAMPLING, target.shape[1], _SUPERSAMPLING)
-        target[:] = blocks.mean(axis=(1, 3))
-    return fill, line
-
-
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """A fine mask grown by half the outline's width, as a disc would."""
-    radius = _OUTLINE * _SUPERSAMPLING / 2
-    reach = int(radius)
-    padded = np.pad(mask, reach, mode="edge")
-    rows, columns = mask.shape
-    grown = np.zeros_like(mask)
-    for y in range(-reach, reach + 1):
-        for x in range(-reach, reach + 1):
-            if y * y + x * x <= radius * radius:
-                grown |= padded[reach + y : reach + y + rows, reach + x : reach + x + columns]
-    return grown
-
-
-def _letter(tile: Image.Image, caption: str) -> None:
-    """Write R and L at the sides of a tile, and which slice it is."""
-    draw = ImageDraw.Draw(tile)
-    width, height = tile.size
-    large, small = ImageFont.load_default(26), ImageFont.load_default(16)
-    for place, text, font, anchor in (
-        ((10, height / 2), "R", large, "lm"),
-        ((width - 10, height / 2), "L", large, "rm"),
-        ((10, height - 8), caption, small, "ls"),
-    ):
-        draw.text(place, text, _INK, font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
-
-
-def _sheet(tiles: list[Image.Image], title: str, remark: str, with_reference: bool) -> Image.Image:
-    """The tiles in rows of up to three, below the title and the legend."""
-    across = 2 if len(tiles) == 4 else min(3, len(tiles))
-    down = -(-len(tiles) // across)
-    width, height = tiles[0].size
-    across_px = max(across * (width + _GAP) + _GAP, _LEAST_WIDTH)
-    sheet = Image.new("RGB", (across_px, _HEADER + down * (height + _GAP)), _PAPER)
-    first = (across_px - across * (width + _GAP) + _GAP) // 2
-    for n, tile in enumerate(tiles):
-        row, column = divmod(n, across)
-        sheet.paste(tile, (first + column * (width + _GAP), _HEADER + row * (height + _GAP)))
-
-    draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(20), ImageFont.load_default(15)
-    draw.text((12, 20), _fitting(title, large, across_px - 24), _INK, large, anchor="lm")
-    legend = [("prediction", PREDICTION)]
-    if with_reference:
-        legend = [("reference", REFERENCE), *legend, ("both", BOTH)]
-    x, y = 12, 46 if title else _HEADER // 2
-    for text, colour in legend:
-        swatch = (x, y - 7, x + 14, y + 7)
-        faint = tuple(
-            round(p + FILL_OPACITY * (c - p)) for c, p in zip(colour, _PAPER, strict=True)
-        )
-        draw.rectangle(swatch, faint, colour, _OUTLINE)
-        draw.text((x + 21, y), text, _FAINT, small, anchor="lm")
-        x += 21 + round(small.getlength(text)) + 24
-    if remark:
-        draw.text((x, y), _fitting(remark, small, across_px - x - 12), _NOTICE, small, anchor="lm")
-    return sheet
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, cut short with an ellipsis if it is wider than that."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def _save_png(picture: Image.Image, path: Path) -> None:
+    with atomic(path) as temporary:
+        picture.save(temporary, format="PNG")

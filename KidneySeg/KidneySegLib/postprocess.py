@@ -7,6 +7,7 @@ height. The order in which a file stores its axes plays no part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -96,6 +97,25 @@ class Kidneys:
     horseshoe: bool
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A component that is large enough for a kidney, for whoever takes a second look at it.
+
+    Attributes
+    ----------
+    box
+        The smallest one that holds it, in the axial array.
+    mask
+        bool array of the box's shape.
+    ml
+        Its volume.
+    """
+
+    box: tuple[slice, slice, slice]
+    mask: np.ndarray
+    ml: float
+
+
 def find_kidneys(
     probability: np.ndarray,
     grid: AxialGrid,
@@ -104,6 +124,8 @@ def find_kidneys(
     threshold: float = 0.5,
     minimum_ml: float = MINIMUM_ML,
     keep_small: bool = False,
+    believe: Callable[[Candidate], float] | None = None,
+    least_belief: float = 0.5,
 ) -> Kidneys:
     """Find the kidneys in the probabilities that a network gave.
 
@@ -129,6 +151,10 @@ def find_kidneys(
         end of the scan cuts it, and in scans of less than 100 mm it shrinks in proportion.
     keep_small
         Keep every component of whatever size and place, and only tell left from right.
+    believe
+        A second look: how likely a component that is large enough is a kidney, 0..1. Those below
+        `least_belief` are dropped, with a note. A horseshoe kidney stays whatever is believed of
+        it: there are too few to learn from.
 
     Raises
     ------
@@ -150,6 +176,8 @@ def find_kidneys(
     )
     del mask
     pieces = _Pieces(components, box, grid)
+    if believe is not None and not keep_small:
+        pieces.look_again(believe, least_belief, minimum_ml)
     midline = None if ct is None else find_midline(ct, grid, box[0])
     midline = pieces.settled(midline, minimum_ml)
     pieces.split(midline)
@@ -369,6 +397,23 @@ class _Pieces:
         )
         self.left_ml = np.zeros_like(self.ml)
         self.side = np.zeros(len(self.ml), np.uint8)
+        self.belief = np.ones(len(self.ml))
+        self.doubted = np.zeros(len(self.ml), bool)
+
+    def look_again(
+        self, believe: Callable[[Candidate], float], least_belief: float, minimum_ml: float
+    ) -> None:
+        """Have a second look taken at every component that is large enough for a kidney."""
+        for number in np.flatnonzero(self.large(minimum_ml)):
+            box = self.box_of(np.array([number]))
+            mask = self.components[box] == number
+            first, second, third = (
+                slice(part.start + corner, part.stop + corner)
+                for part, corner in zip(box, self.first, strict=True)
+            )
+            found = Candidate((first, second, third), mask, float(self.ml[number]))
+            self.belief[number] = believe(found)
+        self.doubted = self.belief < least_belief
 
     def settled(self, midline: Midline | None, minimum_ml: float) -> Midline:
         """The midline in the light of the two largest components, where they may be kidneys.
@@ -380,8 +425,9 @@ class _Pieces:
         settled = midline or Midline(
             float(self.grid.to_physical((np.array(self.grid.shape) - 1) / 2)[0])
         )
-        believed = self.ml >= self.needed(minimum_ml)
-        pair = [int(n) for n in np.argsort(self.ml)[::-1][:2] if n > 0 and believed[n]]
+        large = self.large(minimum_ml)
+        order = [int(n) for n in np.argsort(self.ml)[::-1] if not self.doubted[n]]
+        pair = [n for n in order[:2] if large[n]]
         if len(pair) == 2:
             low, high = sorted(settled.to_the_left_mm(self.centres_mm[pair]).tolist())
             across = low < 0 < high
@@ -406,6 +452,12 @@ class _Pieces:
     def needed(self, minimum_ml: float) -> np.ndarray:
         """The volume in ml from which on each component is believed to be a kidney."""
         return minimum_ml * np.where(self.cut, min(self.covered, _CUT_FRACTION), self.covered)
+
+    def large(self, minimum_ml: float) -> np.ndarray:
+        """Which components are large enough for a kidney; the background is none."""
+        large: np.ndarray = self.ml >= self.needed(minimum_ml)
+        large[0] = False
+        return large
 
     @property
     def covered(self) -> float:
@@ -477,21 +529,21 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
     kidney or 0, and notes on what was left out.
     """
     owners = np.zeros(len(pieces.ml), np.uint8)
-    believed = pieces.ml >= pieces.needed(minimum_ml)
-    believed[0] = False
+    large = pieces.large(minimum_ml)
+    believed = large & ~pieces.doubted
     noteworthy = pieces.ml >= pieces.needed(minimum_ml) / 2
     order = [int(n) for n in np.argsort(pieces.ml)[::-1] if n > 0]
 
     horseshoe = 0
-    if order and believed[order[0]]:
-        one = order[0]
+    one = next((n for n in order if believed[n] or (large[n] and pieces.is_horseshoe(n))), 0)
+    if one:
         parts = {LEFT: pieces.left_ml[one], RIGHT: pieces.ml[one] - pieces.left_ml[one]}
         # A separate component of the size of a kidney is the kidney of its side, and this one
         # then crosses because of a tumour.
         rivals = [
             n
-            for n in order[1:]
-            if believed[n] and pieces.ml[n] > _RIVAL_SHARE * parts[int(pieces.side[n])]
+            for n in order
+            if n != one and believed[n] and pieces.ml[n] > _RIVAL_SHARE * parts[int(pieces.side[n])]
         ]
         if not rivals and pieces.is_horseshoe(one):
             horseshoe = one
@@ -499,6 +551,13 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
     notes = []
     for side in (LEFT, RIGHT):
         mine = [n for n in order if pieces.side[n] == side and n != horseshoe]
+        notes += [
+            f"a region of {pieces.ml[n]:.0f} ml on the {SIDE_NAMES[side]} was left out: the second "
+            f"look took it for something else (probability {pieces.belief[n]:.2f})"
+            for n in mine
+            if pieces.doubted[n]
+        ]
+        mine = [n for n in mine if not pieces.doubted[n]]
         main = horseshoe or next(iter(mine), 0)
         if not main:
             continue
@@ -514,12 +573,12 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
         share = _PART_SHARE * pieces.covered
         least_ml = max(share * pieces.ml[main], min(_PART_ML, pieces.ml[main] / 10))
         for number in mine:
-            large = pieces.ml[number] >= least_ml
-            if number == main or not (large or noteworthy[number]):
+            part_of_it = pieces.ml[number] >= least_ml
+            if number == main or not (part_of_it or noteworthy[number]):
                 continue
             part = pieces.points_mm(number)
             gap = _gap_mm(part, body)
-            if large and gap <= pieces.reach_mm(main, number):
+            if part_of_it and gap <= pieces.reach_mm(main, number):
                 owners[number] = side
                 body = np.concatenate([body, part])
             elif noteworthy[number]:

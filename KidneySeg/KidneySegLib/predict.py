@@ -69,6 +69,9 @@ class TorchBackend:
 
     Args:
         network: used instead of the model's stored weights (a network in training).
+
+    Attributes:
+        finder: the same for the model's finder, if it has one.
     """
 
     def __init__(
@@ -84,6 +87,9 @@ class TorchBackend:
         # Channels last is what the processors' convolutions are fastest with.
         self.network = (network or model.load_network()).to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.finder: TorchBackend | None = None
+        if model.finder is not None:
+            self.finder = TorchBackend(model.finder, str(self.device), self.precision)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """float32 ``(N, channels, rows, columns)`` to float32 ``(N, rows', columns')``."""
@@ -119,10 +125,11 @@ def predict(
     backend: TorchBackend,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
-    tile: int = TILE,
-    classes: bool = False,
     batch_slices: int | None = None,
     mirror: bool = False,
+    prior: np.ndarray | None = None,
+    tile: int = TILE,
+    classes: bool = False,
 ) -> np.ndarray:
     """Kidney probability of every pixel of a scaled working volume.
 
@@ -136,6 +143,8 @@ def predict(
         batch_slices: slices that go through the network at once; None fits them to their size.
         mirror: also answer for the mirror image of each slice and take the mean of the two, at
             twice the time. A kidney is a kidney on either side, so no label changes with it.
+        prior: what a finder answered, 0..1, of shape (slices, rows, columns); only for a network
+            that has a channel for it.
 
     Returns:
         float16 array ``(slices, rows, columns)``, or ``(slices, classes, rows, columns)``.
@@ -160,6 +169,9 @@ def predict(
             if cancelled is not None and cancelled():
                 raise Cancelled("Cancelled; nothing was written.")
             batch = _cut(working, neighbours, row, column, border)
+            if prior is not None:
+                known = _cut(prior, index[:, None], row, column, border)
+                batch = np.concatenate([batch, known], axis=1)
             answer = ask(batch)
             if mirror:
                 mirrored = np.ascontiguousarray(batch[..., ::-1])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,28 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from KidneySegLib.answer import answer
+from KidneySegLib.confidence import confidence
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
 from KidneySegLib.measure import evaluate, volumes_ml
 from KidneySegLib.model import Model, find_model
-from KidneySegLib.postprocess import MINIMUM_ML, find_kidneys
-from KidneySegLib.predict import TorchBackend, predict
-from KidneySegLib.preprocess import back_to_full, scale, to_working
+from KidneySegLib.postprocess import MINIMUM_ML, SIDE_NAMES, Candidate, find_kidneys
+from KidneySegLib.predict import TorchBackend
 from KidneySegLib.reading import Scan, check_ct, read_ct, read_labels
+from KidneySegLib.secondlook import Look
 
 Progress = Callable[[float, str], None]
 
 # Share of the whole at which each step ends, as measured on CTs of 44 to 131 slices on two cores.
-_STEPS = {"read": 0.08, "prepare": 0.15, "predict": 0.79, "kidneys": 0.86, "measure": 1.0}
+_STEPS = {
+    "read": 0.08,
+    "prepare": 0.15,
+    "find": 0.35,
+    "predict": 0.79,
+    "kidneys": 0.86,
+    "measure": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,13 @@ class _Walk:
         if self.progress is not None:
             self.progress(self._before + share * (_STEPS[self._step] - self._before), self._step)
 
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[float], None]]:
+        """A step of the run, and what tells how much of it is done."""
+        self.begin(name)
+        yield self.tell
+        self.end()
+
     def end(self) -> None:
         self.seconds[self._step] = time.perf_counter() - self._step_started
         self.tell(1.0)
@@ -92,9 +109,10 @@ def segment(
     series_uid: str | None = None,
     reference: Path | str | sitk.Image | None = None,
     keep_small: bool = False,
-    minimum_ml: float = MINIMUM_ML,
+    minimum_ml: float | None = None,
     batch_slices: int | None = None,
     mirror: bool = False,
+    second_look: bool = True,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Result:
@@ -109,9 +127,11 @@ def segment(
         series_uid: which series of a DICOM folder.
         reference: a label map on the same grid to compare with.
         keep_small: keep components that are too small or in the wrong place for a kidney.
-        minimum_ml: least volume of a kidney in a scan that shows it whole.
+        minimum_ml: least volume of a kidney in a scan that shows it whole; None for the model's,
+            and where it has none for `MINIMUM_ML`.
         batch_slices: slices that go through the network at once; None fits them to their size.
         mirror: average with the answer for the mirrored slices, at twice the time.
+        second_look: drop what the model's second look, if it has one, takes for no kidney.
         progress: called with the share done (0 to 1, never falling) and the step's name.
         cancelled: asked between batches; true stops the run.
 
@@ -126,7 +146,7 @@ def segment(
     """
     if batch_slices is not None and batch_slices < 1:
         raise UsageError(f"A batch holds 1 slice or more, not {batch_slices}; give another number.")
-    if not 0 <= minimum_ml < math.inf:
+    if minimum_ml is not None and not 0 <= minimum_ml < math.inf:
         raise UsageError(
             f"The least volume of a kidney is 0 ml or more, not {minimum_ml}; give another one."
         )
@@ -138,6 +158,14 @@ def segment(
         chosen = model if isinstance(model, Model) else find_model(model)
         _check_channels(chosen)
         backend = TorchBackend(chosen, device, precision)
+    parameters = backend.model.second_look
+    look = None
+    if second_look and parameters is not None:
+        look = Look(parameters, backend.model.load_second_look())
+    if minimum_ml is None:
+        minimum_ml = backend.model.smallest_kidney_ml
+    if minimum_ml is None:
+        minimum_ml = MINIMUM_ML
 
     walk.begin("read")
     scan = _scan(source, series_uid)
@@ -145,31 +173,25 @@ def segment(
     volume, grid = to_axial(scan.image)
     walk.end()
 
-    walk.begin("prepare")
-    preprocessing = backend.model.preprocessing
-    working, working_grid = to_working(volume, grid.spacing_mm, preprocessing)
-    scale(working, preprocessing)
-    walk.end()
-
-    walk.begin("predict")
-    probability = predict(
-        working,
-        working_grid.spacing_mm[0],
+    full = answer(
+        volume,
+        grid.spacing_mm,
         backend,
-        progress=walk.tell,
+        walk.step,
         cancelled=cancelled,
         batch_slices=batch_slices,
         mirror=mirror,
     )
-    del working
-    walk.end()
 
     walk.begin("kidneys")
-    full = np.zeros(grid.shape, np.uint8)
-    for index, values in back_to_full(probability, working_grid):
-        full[index] = values
-        walk.tell(0.8 * index / grid.shape[0])
-    del probability
+    looked_at: list[dict[str, float]] = []
+
+    def believe(candidate: Candidate) -> float:
+        assert look is not None
+        probability = look(volume, grid.spacing_mm, candidate.box, candidate.mask)
+        looked_at.append({"volume_ml": candidate.ml, "probability": probability})
+        return probability
+
     kidneys = find_kidneys(
         full,
         grid,
@@ -177,15 +199,22 @@ def segment(
         threshold=backend.model.threshold,
         minimum_ml=minimum_ml,
         keep_small=keep_small,
+        believe=None if look is None else believe,
+        least_belief=0.0 if parameters is None else parameters.threshold,
     )
-    del full
     walk.end()
 
     walk.begin("measure")
     labels = from_axial(kidneys.labels, grid)
     report = _report(scan, backend, kidneys.labels, grid)
+    for label, side in SIDE_NAMES.items():
+        belief = confidence(full, kidneys.labels == label, grid.spacing_mm)
+        report["kidneys"][side]["confidence"] = belief
+    del full
     report["horseshoe"] = kidneys.horseshoe
     report["notes"] = [*kidneys.notes, *scan.warnings]
+    if looked_at:
+        report["second_look"] = looked_at
     if truth is not None:
         scores = evaluate(labels, truth, (f"the segmentation of {scan.name}", truth_name))
         report["reference"] = truth_name

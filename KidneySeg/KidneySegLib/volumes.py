@@ -65,6 +65,7 @@ class Volume:
     rescaled: bool = False  # the file says how its values become HU
     modality: str = ""
     warnings: list[str] = field(default_factory=list)
+    files: tuple[Path, ...] = ()  # the DICOM file of each stored slice, in their order
 
 
 def open_file(path: Path) -> BinaryIO:

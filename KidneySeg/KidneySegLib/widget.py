@@ -476,7 +476,8 @@ def _step_text(step: str) -> str:
     return {
         "read": _("Reading the CT"),
         "prepare": _("Preparing slices"),
-        "predict": _("Looking for kidneys"),
+        "find": _("Looking for kidneys"),
+        "predict": _("Outlining kidneys"),
         "kidneys": _("Telling left from right"),
         "measure": _("Measuring"),
         "write": _("Writing"),

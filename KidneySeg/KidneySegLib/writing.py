@@ -223,6 +223,46 @@ def atomic(path: Path | str) -> Iterator[Path]:
                     folder.rmdir()
 
 
+@contextmanager
+def whole_folder(path: Path | str) -> Iterator[Path]:
+    """A temporary folder that becomes `path`, new or empty, when the block ends without an error.
+
+    On any error, Ctrl-C included, it is gone again, with the folders made for it.
+
+    Raises
+    ------
+    UsageError
+        `path` is a file, or a folder that holds something.
+    KidneySegError
+        In place of an `OSError`, such as a full disk, a folder without write permission.
+    """
+    path = Path(path) if Path(path).name else Path(path).resolve()  # such as "."
+    check_output(path, None)
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{path} is not empty; give a new folder for the output.")
+    made: list[Path] = []
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    done = False
+    _STANDS_FOR[temporary] = path
+    try:
+        _make_folders(path.parent, made)
+        temporary.mkdir()
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        os.replace(temporary, path)
+        done = True
+    except OSError as error:
+        raise _failed(path, error) from error
+    finally:
+        del _STANDS_FOR[temporary]
+        if not done:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for folder in reversed(made):
+                with suppress(OSError):  # not empty: somebody else uses it by now
+                    folder.rmdir()
+
+
 def _make_folders(folder: Path, made: list[Path]) -> None:
     """Make a folder and its parents; those that were missing go to `made`, outermost first."""
     missing = []
@@ -251,6 +291,8 @@ def asked_for(path: Path) -> Path:
     """What somebody named, of a path that may be a temporary name of `atomic`."""
     while path in _STANDS_FOR:
         path = _STANDS_FOR[path]
+    if path.parent in _STANDS_FOR:
+        path = _STANDS_FOR[path.parent] / path.name
     return path
 
 

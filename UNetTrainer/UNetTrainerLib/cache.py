@@ -27,8 +27,10 @@ import SimpleITK as sitk
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
+from KidneySegLib.answer import answer
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import AxialGrid
+from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import Preprocessing, body_box, plan, resample
 from KidneySegLib.volumes import AIR_HU, header_of
 from UNetTrainerLib.cases import Case
@@ -38,7 +40,7 @@ from UNetTrainerLib.pictures import picture_size
 
 Kind = type[np.int16] | type[np.uint16]
 
-LAYOUT = 2  # of the cached files; a change makes older ones unused
+LAYOUT = 3  # of the cached files; a change makes older ones unused
 HU_RANGE = (-1024, 3071)
 NARROWEST_WINDOW = 16  # intensities are kept as whole numbers, and fewer steps would show
 
@@ -55,6 +57,7 @@ class CachedCase:
 
     Attributes:
         voxels_file, labels_file: NumPy arrays, see `voxels` and `labels`.
+        prior_file: the same for `prior`; None without a finder.
         spacing_mm: (slice, row, column) of the working grid.
         shape: (rows, columns).
         labelled_slices: slices that hold any label.
@@ -78,6 +81,7 @@ class CachedCase:
     value_range: tuple[float, float]
     fill: float
     hu_unit: float
+    prior_file: Path | None = None
 
     def voxels(self) -> np.ndarray:
         """Memory-mapped int16 or uint16 of shape (slices, channels, rows, columns).
@@ -91,6 +95,11 @@ class CachedCase:
     def labels(self) -> np.ndarray:
         """Memory-mapped uint8 of shape (slices, rows, columns): 0, 1 kidney, 2 tumour."""
         return np.load(self.labels_file, mmap_mode="r")
+
+    def prior(self) -> np.ndarray:
+        """Memory-mapped uint8 of the labels' shape: what a finder answered, 0..255 for 0..1."""
+        assert self.prior_file is not None, "prepared without a finder"
+        return np.load(self.prior_file, mmap_mode="r")
 
 
 def predict_size(cases: Sequence[Case], preprocessing: Preprocessing, channels: int = 1) -> int:
@@ -112,6 +121,7 @@ def build_cache(
     channels: int = 1,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    finder: TorchBackend | None = None,
 ) -> list[CachedCase]:
     """Bring every case onto the working grid, skipping those that are there already.
 
@@ -122,6 +132,7 @@ def build_cache(
         progress: called with the number of cases that are ready and of all.
         workers: threads; by default one a core, fewer where the largest case would not fit so
             often into the free memory.
+        finder: its answer for each case is kept too.
 
     Returns:
         The prepared cases, in the order of ``cases``.
@@ -134,7 +145,7 @@ def build_cache(
             cases stay and no half one.
     """
     _check_window(preprocessing)
-    homes = [_Home(case, folder, preprocessing, channels) for case in cases]
+    homes = [_Home(case, folder, preprocessing, channels, finder) for case in cases]
     cached = [home.known() for home in homes]
     missing = {number for number, item in enumerate(cached) if item is None}
     done = len(cases) - len(missing)
@@ -300,25 +311,45 @@ def _not_written(folder: Path, error: OSError) -> KidneySegError:
 class _Home:
     """Where the files of one prepared case belong."""
 
-    def __init__(self, case: Case, folder: Path, preprocessing: Preprocessing, channels: int):
+    def __init__(
+        self,
+        case: Case,
+        folder: Path,
+        preprocessing: Preprocessing,
+        channels: int,
+        finder: TorchBackend | None,
+    ):
         self.case = case
         self.folder = folder
         self.channels = channels
+        self.finder = finder
         readable = re.sub(r"[^\w.-]+", "_", f"{case.source}-{case.name}")[-80:]
-        stem = f"{readable}-{_digest(case, preprocessing, channels)}"
+        stem = f"{readable}-{_digest(case, preprocessing, channels, finder)}"
         self.voxels_file = folder / f"{stem}.voxels.npy"
         self.labels_file = folder / f"{stem}.labels.npy"
+        self.prior_file = folder / f"{stem}.prior.npy" if finder is not None else None
         self.facts_file = folder / f"{stem}.json"
+
+    @property
+    def arrays(self) -> list[Path]:
+        files = [self.voxels_file, self.labels_file]
+        return files if self.prior_file is None else [*files, self.prior_file]
 
     def known(self) -> CachedCase | None:
         """The case if it is complete: its facts were written last, and the arrays are whole."""
         try:
             facts: dict[str, Any] = json.loads(self.facts_file.read_text(encoding="utf-8"))
-            sizes = [self.voxels_file.stat().st_size, self.labels_file.stat().st_size]
+            sizes = [path.stat().st_size for path in self.arrays]
             if facts.pop("sizes") != sizes:
                 return None
             facts = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-            return CachedCase(self.case, self.voxels_file, self.labels_file, **facts)
+            return CachedCase(
+                case=self.case,
+                voxels_file=self.voxels_file,
+                labels_file=self.labels_file,
+                prior_file=self.prior_file,
+                **facts,
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -332,6 +363,9 @@ class _Home:
         working = np.empty((grid.slices, self.channels, *grid.shape), np.float32)
         for channel in range(self.channels):
             working[:, channel] = resample(voxels[:, channel], grid)
+        coarse = None
+        if self.finder is not None:
+            coarse = answer(voxels[:, 0], spacing_mm, self.finder)
         del voxels
         if preprocessing.crop:
             brightest = working[:, 0] if self.channels == 1 else working.max(1)
@@ -342,6 +376,10 @@ class _Home:
         kidney = resample(labels > 0, grid)[:, top:bottom, left:right] >= 0.5
         tumour = resample(labels == 2, grid)[:, top:bottom, left:right] >= 0.5
         merged = kidney.astype(np.uint8) + (kidney & tumour)
+        arrays = [merged]
+        if coarse is not None:
+            prior = resample(coarse, grid)[:, top:bottom, left:right]
+            arrays.append(np.rint(prior).astype(np.uint8))
 
         stored, step = _stored(working, preprocessing, self.case)
         low, high = int(stored.min()), int(stored.max())
@@ -364,40 +402,42 @@ class _Home:
             value_range=(low, high),
             fill=fill,
             hu_unit=hu_unit,
+            prior_file=self.prior_file,
         )
-        self._write(cached, stored, merged, scratch)
+        self._write(cached, [stored, *arrays], scratch)
         return cached
 
-    def _write(
-        self, cached: CachedCase, voxels: np.ndarray, labels: np.ndarray, scratch: Path
-    ) -> None:
+    def _write(self, cached: CachedCase, arrays: Sequence[np.ndarray], scratch: Path) -> None:
         """All files under temporary names first, then in place, the facts last."""
         facts = asdict(cached)
-        for known in ("case", "voxels_file", "labels_file"):
+        for known in ("case", "voxels_file", "labels_file", "prior_file"):
             del facts[known]
         try:
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                voxels_file, labels_file, facts_file = (
-                    Path(folder) / path.name
-                    for path in (self.voxels_file, self.labels_file, self.facts_file)
-                )
-                facts["sizes"] = [_save(voxels, voxels_file), _save(labels, labels_file)]
-                facts_file.write_text(json.dumps(facts), encoding="utf-8")
+                finished = [*self.arrays, self.facts_file]
+                unfinished = [Path(folder) / path.name for path in finished]
+                facts["sizes"] = [
+                    _save(array, path) for array, path in zip(arrays, unfinished, strict=False)
+                ]
+                unfinished[-1].write_text(json.dumps(facts), encoding="utf-8")
                 if self.known() is not None:
                     return  # another run was faster, and may have its files open
-                os.replace(voxels_file, self.voxels_file)
-                os.replace(labels_file, self.labels_file)
-                os.replace(facts_file, self.facts_file)
+                for path, place in zip(unfinished, finished, strict=True):
+                    os.replace(path, place)
         except OSError as error:
             raise _not_written(self.folder, error) from error
 
 
-def _digest(case: Case, preprocessing: Preprocessing, channels: int) -> str:
+def _digest(
+    case: Case, preprocessing: Preprocessing, channels: int, finder: TorchBackend | None
+) -> str:
     """Of everything that shapes the arrays; a window does not, unless it is wider than HU are."""
     shaping = {k: getattr(preprocessing, k) for k in ("scaling", "pixel_mm", "slice_mm", "crop")}
     facts: list[object] = [LAYOUT, case.pixel_mm, case.is_slice, channels, shaping]
     if preprocessing.scaling == "window":
         facts.append(_kept_range(preprocessing))
+    if finder is not None:
+        facts.append(finder.model.digest)
     for path in (case.image, case.labels):
         try:
             status = path.stat()

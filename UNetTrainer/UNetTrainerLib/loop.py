@@ -150,7 +150,7 @@ class Training(pl.LightningModule):
         if number < 0:  # fills up the share of a process that has one case less
             return
         case = self.validation_cases[int(number)]
-        self._scored.append(score_case(case, self._backend, self.loss))
+        self._scored.append(score_case(case, self._backend, self.loss, self.options.around > 0))
 
     def on_validation_epoch_end(self) -> None:
         scored = self._scored

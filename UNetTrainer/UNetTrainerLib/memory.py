@@ -133,7 +133,7 @@ def _cost(options: Options, device: torch.device) -> _Cost:
     )
     border = 2 * margin(parameters)
     rows, columns = options.training_size
-    channels = parameters.in_channels * parameters.context_slices
+    channels = parameters.input_channels
     kept, largest, weights = _kept(options, (channels, rows + border, columns + border), reduced)
 
     pixels = rows * columns

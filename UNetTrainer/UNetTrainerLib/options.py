@@ -26,12 +26,13 @@ SCHEDULES = ("one-cycle", "cosine", "plateau", "constant")
 LOSSES = (
     "generalized-dice",
     "generalized-dice-ce",
+    "slice-dice-ce",
     "dice",
     "dice-bce",
     "focal",
     "weighted-ce",
 )
-AUGMENTATIONS = ("none", "light", "full")
+AUGMENTATIONS = ("none", "light", "full", "strong")
 PRECISIONS = ("auto", "bf16", "16-mixed", "32")
 PROGRESS = ("auto", "bar", "lines", "slicer", "none")
 SPLITS = ("folds", "kits19")
@@ -89,6 +90,7 @@ class Options:
     context_slices: int = option(5, INPUT, "neighbouring slices as channels, an odd number", "N")
     pixel_mm: float = option(1.6, INPUT, "pixel size the network works at; 0 keeps each", "X")
     slice_mm: float = option(3.0, INPUT, "thinner slices are averaged up to this; 0 keeps", "X")
+    context_mm: float = option(3.0, INPUT, "distance of the neighbouring slices", "X")
     scaling: str = option(
         "window",
         INPUT,
@@ -100,7 +102,9 @@ class Options:
     no_body_crop: bool = option(False, INPUT, "keep the air around the body")
     rows: int = option(192, INPUT, "of a training slice", "N")
     columns: int = option(256, INPUT, "of a training slice", "N")
+    prior: bool = option(False, INPUT, "show the network what the --finder thinks of the slice")
     crop: int = option(0, INPUT, "train on random squares of so many pixels; 0: whole slices", "N")
+    around: float = option(0.0, INPUT, "share of the squares that are laid around a kidney", "X")
 
     network: str = option("unet", NETWORK, "kind of network", choices=NETWORKS)
     features: int = option(16, NETWORK, "channels of the finest level", "N")
@@ -138,10 +142,14 @@ class Options:
     seed: int = option(0, MACHINE, "of every random choice", "N")
 
     name: str = option("", RUN, "of the model (default: the output folder's)", "NAME")
+    model_version: str = option("1.0.0", RUN, "of the model", "X.Y.Z")
     preset: str = option(
         "none", RUN, "published choices, where no flag says otherwise", choices=PRESET_NAMES
     )
     init_from: str = option("", RUN, "fine-tune this model, in its own shape", "NAME|FOLDER")
+    finder: str = option("", RUN, "this model shows the new one where to look", "NAME|FOLDER")
+    wide: bool = option(False, RUN, "with a --finder, look at the whole slices too: slower, surer")
+    blend: float = option(0.0, RUN, "share of the finder's own answer in the mean of both", "X")
     resume: bool = option(False, RUN, "go on after the last finished epoch in the output")
     keep: str = option("best", RUN, "which epoch's weights ship", choices=("best", "last"))
     install: bool = option(False, RUN, "put the model where KidneySeg lists it")
@@ -161,6 +169,27 @@ class Options:
                     f"{flag(choice.name)} is one of {', '.join(allowed)}, not "
                     f"{getattr(self, choice.name)!r}."
                 )
+        if self.around and not self.crop:
+            raise UsageError("--around needs the size of the squares; give --crop as well.")
+        for name in ("blend", "wide"):
+            if getattr(self, name) and not self.finder:
+                raise UsageError(f"{flag(name)} is for what a finder shows; give --finder as well.")
+        if self.prior and not self.finder:
+            raise UsageError("--prior is what a finder thinks; give --finder as well.")
+        if self.finder and self.in_channels > 1:
+            raise UsageError("--finder is for CT; leave it out for colour pictures.")
+        if self.finder and not self.around:
+            raise UsageError(
+                "--finder shows a network where kidneys are, and it must have learnt to look "
+                "there; give --crop and --around as well."
+            )
+        if self.finder and self.scaling != "window":
+            raise UsageError(
+                "--finder needs --scaling window: what it shows has no minimum and maximum of the "
+                "whole volume."
+            )
+        if not self.context_mm > 0:
+            raise UsageError("--context-mm must be above 0.")
         if not self.lr > 0:
             raise UsageError("--lr must be above 0.")
         if self.min_lr > self.lr:
@@ -208,6 +237,7 @@ class Options:
             kind=self.network,
             in_channels=self.in_channels,
             context_slices=self.context_slices,
+            prior=self.prior,
             classes=len(self.labels),
             features=self.features,
             depth=self.depth,
@@ -225,6 +255,7 @@ class Options:
             scaling=self.scaling,
             pixel_mm=self.pixel_mm or None,
             slice_mm=self.slice_mm or None,
+            context_mm=self.context_mm,
             crop=not self.no_body_crop,
         )
 
@@ -265,7 +296,7 @@ _AT_LEAST = {
     "workers": -1,
     "seed": 0,
 }
-_SHARES = ("extra_share", "averaging", "dropout", "foreground")
+_SHARES = ("extra_share", "averaging", "dropout", "foreground", "around", "blend")
 
 # The KiTS19 U-Net's published choices. Its numbers of epochs and of slices a batch are not among
 # them, nor is where the best state is judged: those stay with the user.
@@ -320,19 +351,23 @@ def resolve(given: Mapping[str, Any]) -> Options:
     """
     chosen = {**DEFAULTS, **PRESETS.get(given.get("preset", "none"), {})}
     if given.get("init_from"):
-        model = _of_model(given["init_from"])
-        for name, value in model.items():
+        shape, sight = _of_model(given["init_from"])
+        for name, value in shape.items():
             if given.get(name, value) != value:
                 raise UsageError(
                     f"--init-from {given['init_from']} was trained with {flag(name)} {value}; "
                     f"leave out {flag(name)} {given[name]} or train a new model."
                 )
-        chosen |= model
+        chosen |= shape | sight
     return Options(**{**chosen, **given})
 
 
-def _of_model(name: str) -> dict[str, Any]:
-    """The fields that a model's own shape settles."""
+def _of_model(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that a model's own shape settles, and those of how it sees a CT.
+
+    Weights fit no other shape. They do fit finer pixels: a network that learnt on coarse ones knows
+    what a kidney is, and learns its borders in a fraction of the time.
+    """
     from KidneySegLib.model import find_model
 
     model = find_model(name)
@@ -343,18 +378,23 @@ def _of_model(name: str) -> dict[str, Any]:
             "choose another model."
         )
     network, preprocessing = model.network, model.preprocessing
-    return {
+    shape = {
         "classes": classes,
         "network": network.kind,
         "in_channels": network.in_channels,
         "context_slices": network.context_slices,
+        "prior": network.prior,
         "features": network.features,
         "depth": network.depth,
         "no_padding": not network.padding,
         "scaling": preprocessing.scaling,
+    }
+    sight = {
         "window_low": preprocessing.window_hu[0],
         "window_high": preprocessing.window_hu[1],
         "pixel_mm": preprocessing.pixel_mm or 0.0,
         "slice_mm": preprocessing.slice_mm or 0.0,
+        "context_mm": preprocessing.context_mm,
         "no_body_crop": not preprocessing.crop,
     }
+    return shape, sight

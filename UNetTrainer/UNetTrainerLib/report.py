@@ -122,7 +122,9 @@ def _draw_slice(
     voxels = np.array(item.voxels(), np.float32)
     gray = voxels.mean(1)
     working = scale(voxels if voxels.shape[1] > 1 else voxels[:, 0], backend.model.preprocessing)
-    prediction = predict(working, item.spacing_mm[0], backend) >= backend.model.threshold
+    prior = item.prior() / np.float32(255) if backend.model.network.prior else None
+    probability = predict(working, item.spacing_mm[0], backend, prior=prior)
+    prediction = probability >= backend.model.threshold
     image = sitk.GetImageFromArray(gray)
     image.SetSpacing(item.spacing_mm[::-1])
     _, grid = to_axial(image)

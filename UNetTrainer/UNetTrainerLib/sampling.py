@@ -34,6 +34,12 @@ Draw = tuple[Tensor, Tensor, Tensor, int]
 LONGEST_CASE = 100  # slices; longer cases are not drawn more often
 MOST_WORKERS = 8
 PREFETCH = 2  # batches that each worker has ready
+PLACES_A_CASE = 2000  # pixels of kidney that squares are laid around
+ASIDE = 0.2  # of a square's side: how far its centre may be from such a pixel
+PRIOR_MISSED, PRIOR_MOVED, PRIOR_DOUBTED, PRIOR_FALSE = 0.1, 0.4, 0.7, 0.3  # shares of the draws
+PRIOR_DOUBT = 4.0  # largest standard deviation of the logits of a doubted prior
+PRIOR_MOST_PIXELS = 4
+LESION_RADIUS_MM = (5.0, 30.0)
 BORDER_WEIGHT = 10.0  # w0 and sigma of the U-Net paper, section 3
 BORDER_SIGMA_PIXELS = 5.0
 
@@ -56,6 +62,8 @@ class Augmentation:
         floor: probability of a raised lower clip (data stored from 0 HU); only with a window.
         phase: probability of drawing the kidney's own intensity towards another contrast phase;
             only in volumes and with a window.
+        lesion: probability of a cyst or tumour painted onto a kidney; only in volumes and with a
+            window.
         lone: probability that a slice stands for its neighbours (single slices as input).
         thicker: probability that neighbours are taken one slice further away.
         field_of_view: probability of a circular field of view that cuts the body.
@@ -73,6 +81,7 @@ class Augmentation:
     blur: float = 0.2
     floor: float = 0.15
     phase: float = 0.35
+    lesion: float = 0.15
     lone: float = 0.1
     thicker: float = 0.2
     field_of_view: float = 0.05
@@ -86,6 +95,21 @@ class Augmentation:
 
 AUGMENTATIONS = {
     "full": Augmentation(),
+    "strong": Augmentation(
+        rotation_degrees=25,
+        shift=0.15,
+        zoom=1.45,
+        mirror=0.5,
+        gain=0.2,
+        offset_hu=25,
+        noise_hu=30,
+        blur=0.25,
+        floor=0.2,
+        lesion=0.0,
+        lone=0.15,
+        thicker=0.3,
+        field_of_view=0.1,
+    ),
     "light": Augmentation(
         rotation_degrees=8,
         shear=0,
@@ -93,10 +117,11 @@ AUGMENTATIONS = {
         elastic_pixels=0,
         noise_hu=10,
         phase=0,
+        lesion=0,
         blur=0,
         field_of_view=0,
     ),
-    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
 }
 
 
@@ -132,6 +157,7 @@ class SliceDataset(Dataset[Draw]):
         self.margin = margin(options.network_parameters)
         # Arrays, not Python objects: reading those would copy them into every worker.
         self._labelled = [np.array(case.labelled_slices, np.int32) for case in self.cases]
+        self._places = [_places(case) for case in self.cases] if options.around else []
         self._shares = _shares(len(cases), self.cases, options.extra_share)
         self._first = np.cumsum([0, *(case.slices for case in cases)])
         self._ordered = len(cases)
@@ -164,16 +190,16 @@ class SliceDataset(Dataset[Draw]):
             item: epoch, and position in it from 0 to `draws`.
 
         Returns:
-            float32 slices ``(in_channels * context_slices, rows + 2 margin, columns + 2 margin)``,
-            scaled, neighbour by neighbour; int64 labels ``(rows, columns)``; float32 weights of the
-            same shape, or of shape (0,) unless the loss is ``weighted-ce``; and the number of the
-            case in `cases`.
+            float32 slices ``(input_channels, rows + 2 margin, columns + 2 margin)``, scaled,
+            neighbour by neighbour, and a finder's answer last; int64 labels ``(rows, columns)``;
+            float32 weights of the same shape, or of shape (0,) unless the loss is ``weighted-ce``;
+            and the number of the case in `cases`.
         """
         epoch, position = item
         rng = np.random.default_rng((self.options.seed, 1, epoch, position))
         number, index = self._choose(epoch, position, rng)
         case = self.cases[number]
-        slices, labels = self._cut(case, index, rng)
+        slices, labels = self._cut(case, index, rng, self._place(number, index, rng))
         weights = torch.empty(0)
         if self.options.loss == "weighted-ce":
             weights = torch.from_numpy(border_weights(labels, self._class_weights))
@@ -198,6 +224,21 @@ class SliceDataset(Dataset[Draw]):
             return number, int(labelled[rng.integers(len(labelled))])
         return number, int(rng.integers(self.cases[number].slices))
 
+    def _place(self, number: int, index: int, rng: np.random.Generator) -> np.ndarray | None:
+        """Row and column that a square is laid around; None for anywhere.
+
+        It is near a pixel of kidney of this slice, or, where it has none, of the nearest that has.
+        """
+        if not self.options.around or rng.random() >= self.options.around:
+            return None
+        places = self._places[number]
+        if not len(places):
+            return None
+        away = np.abs(places[:, 0] - index)
+        near = places[away == away.min(), 1:]
+        aside = rng.uniform(-ASIDE, ASIDE, 2) * self.options.crop
+        return np.asarray(near[rng.integers(len(near))] + aside)
+
     def _order_of(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng((self.options.seed, 2, epoch))
@@ -205,12 +246,12 @@ class SliceDataset(Dataset[Draw]):
         return self._order[1]
 
     def _cut(
-        self, case: CachedCase, index: int, rng: np.random.Generator
+        self, case: CachedCase, index: int, rng: np.random.Generator, place: np.ndarray | None
     ) -> tuple[Tensor, np.ndarray]:
         """Scaled slices and uint8 labels of one draw."""
         how, options = self.how, self.options
         neighbours = self._neighbours(case, index, rng)
-        window, mirrored = self._window(case, rng), self.margin > 0
+        window, mirrored = self._window(case, rng, place), self.margin > 0
         field = displacements(window, self.margin, how, rng) if how.moves else None
         seen = window if field is None else _reached(field, case.shape, mirrored)
         stored = case.labels()
@@ -221,16 +262,31 @@ class SliceDataset(Dataset[Draw]):
         if windowed and not case.case.is_slice and rng.random() < how.phase:
             kidney = show(stored, neighbours, seen, 0, mirrored)[:, None] == 1
             voxels = change_phase(voxels, np.broadcast_to(kidney, voxels.shape), rng)
+        if windowed and not case.case.is_slice and truth.any() and rng.random() < how.lesion:
+            heights_mm = (neighbours - index) * case.spacing_mm[0]
+            voxels, truth = add_lesion(voxels, truth, heights_mm, case.spacing_mm[1:], rng)
         if len(options.labels) == 2:
             truth = np.minimum(truth, 1)
+        prior = None
+        if options.prior:
+            prior = show(case.prior(), np.array([index]), seen, 0, mirrored)
+            prior = prior.astype(np.float32) / 255
         if field is not None:
-            voxels, truth = warp(voxels, truth, field, seen)
+            # The prior goes along as one more plane.
+            planes = voxels.reshape(-1, *voxels.shape[-2:])
+            if prior is not None:
+                planes = np.concatenate([planes, prior])
+            planes, truth = warp(planes, truth, field, seen)
+            voxels, prior = planes[: voxels.shape[0] * voxels.shape[1]], planes[-1:]
         voxels = change_intensity(voxels, case, how, windowed, rng)
         low, high = case.value_range
         if windowed:
             low, high = options.window_low, options.window_high
         slices = torch.from_numpy(voxels.reshape(-1, *voxels.shape[-2:]))
         slices = slices.clamp_(low, high).sub_(low).div_(max(high - low, 1e-6))
+        if options.prior and prior is not None:
+            doubted = torch.from_numpy(change_prior(prior[0], rng))
+            slices = torch.cat([slices, doubted[None]])
         edge = self.margin
         inner = truth[edge : truth.shape[0] - edge, edge : truth.shape[1] - edge]
         return slices, np.ascontiguousarray(inner)
@@ -244,12 +300,16 @@ class SliceDataset(Dataset[Draw]):
             offset += 1
         return with_context(case.slices, np.array([index]), count, offset)[0]
 
-    def _window(self, case: CachedCase, rng: np.random.Generator) -> Window:
-        """What the network sees: around the slice's centre, or a crop anywhere in it."""
+    def _window(
+        self, case: CachedCase, rng: np.random.Generator, place: np.ndarray | None
+    ) -> Window:
+        """What the network sees: around a place or the slice's centre, or a crop anywhere in it."""
         size = self.options.training_size
         corner = []
-        for have, want in zip(case.shape, size, strict=True):
-            if self.options.crop and have > want:
+        for axis, (have, want) in enumerate(zip(case.shape, size, strict=True)):
+            if place is not None:
+                corner.append(round(float(place[axis])) - want // 2)
+            elif self.options.crop and have > want:
                 corner.append(int(rng.integers(have - want + 1)))
             else:
                 corner.append((have - want) // 2 if have > want else -((want - have) // 2))
@@ -264,6 +324,18 @@ def _shares(cases: int, everything: Sequence[CachedCase], extra_share: float) ->
         weight[:cases] *= (1 - extra_share) / weight[:cases].sum()
         weight[cases:] *= extra_share / weight[cases:].sum()
     return np.asarray(weight / weight.sum())
+
+
+def _places(case: CachedCase) -> np.ndarray:
+    """Slice, row and column of pixels of kidney spread over a case: int32 (n, 3)."""
+    labels = case.labels()
+    found = [np.empty((0, 3), np.int32)]
+    few = max(1, PLACES_A_CASE // max(len(case.labelled_slices), 1))
+    for index in case.labelled_slices:
+        pixels = np.argwhere(np.asarray(labels[index]) > 0)
+        some = pixels[np.linspace(0, len(pixels) - 1, min(few, len(pixels))).astype(int)]
+        found.append(np.insert(some, 0, index, axis=1).astype(np.int32))
+    return np.concatenate(found)
 
 
 def class_weights(cases: Sequence[CachedCase], classes: int) -> np.ndarray:
@@ -477,6 +549,85 @@ def change_phase(hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator) -
     return hu
 
 
+def add_lesion(
+    hu: np.ndarray,
+    labels: np.ndarray,
+    heights_mm: np.ndarray,
+    pixel_mm: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A round cyst or tumour that grows out of a kidney, through all neighbouring slices.
+
+    It leaves air, bone and bright vessels as they are, and belongs to the kidney: a cyst as kidney,
+    a tumour as tumour.
+
+    Args:
+        hu: float32 (slices, channels, rows, columns). labels: uint8 (rows, columns) of the slice at
+            height 0, with some kidney.
+        heights_mm: of each slice.
+
+    Returns:
+        Both, changed.
+    """
+    radius = rng.uniform(*LESION_RADIUS_MM)
+    kidney = np.argwhere(labels > 0)
+    row, column = kidney[rng.integers(len(kidney))]
+    angle, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0, 0.9)
+    height = radius * rng.uniform(-0.8, 0.8)
+    y = (np.arange(labels.shape[0]) - row) * pixel_mm[0] - away * np.sin(angle)
+    x = (np.arange(labels.shape[1]) - column) * pixel_mm[1] - away * np.cos(angle)
+    stretch = rng.uniform(0.8, 1.25)
+    distance = np.sqrt((y[:, None] * stretch) ** 2 + (x / stretch) ** 2).astype(np.float32)
+    cyst = rng.random() < 0.5
+    level = rng.uniform(-5, 25) if cyst else rng.uniform(25, 130)
+    texture = 0.0 if cyst else rng.uniform(0, 25)
+    coarse = rng.standard_normal((9, 9), np.float32) * np.float32(texture)
+    rows, columns = labels.shape
+    inside = level + _bicubic(9, rows) @ coarse @ _bicubic(9, columns).T
+    hu = hu.copy()
+    here = labels
+    for plane, mm in zip(hu, heights_mm, strict=True):
+        across = np.sqrt(max(radius**2 - (mm - height) ** 2, 0.0))
+        if across == 0:
+            continue
+        soft = np.clip((across - distance) / pixel_mm[0] + 0.5, 0, 1)
+        soft *= (plane[0] > -150) & ((plane[0] < 160) | (labels > 0))
+        plane += soft * (inside - plane)
+        if mm == 0:
+            here = np.where(soft >= 0.5, np.uint8(1 if cyst else 2), labels)
+    return hu, here
+
+
+def change_prior(prior: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What a finder might have answered for a patient whom it never saw.
+
+    On the cases that it learnt from it is too good to be believed elsewhere: here whole regions are
+    doubted, taken for kidney or missed, and sometimes the slice as a whole.
+
+    Args:
+        prior: float32 (rows, columns), 0..1.
+    """
+    if rng.random() < PRIOR_MISSED:
+        return np.zeros_like(prior)
+    rows, columns = prior.shape
+    if rng.random() < PRIOR_MOVED:
+        step = rng.integers(-PRIOR_MOST_PIXELS, PRIOR_MOST_PIXELS + 1, 2)
+        prior = np.roll(prior, tuple(step.tolist()), (0, 1))
+    if rng.random() < PRIOR_DOUBTED:
+        certain = np.clip(prior, 0.01, 0.99)
+        coarse = rng.standard_normal((8, 8), np.float32) * np.float32(rng.uniform(0, PRIOR_DOUBT))
+        field = _bicubic(8, rows) @ coarse @ _bicubic(8, columns).T
+        odds = np.log(certain / (1 - certain)) + field + np.float32(rng.uniform(-1.5, 1.5))
+        prior = (1 / (1 + np.exp(-odds))).astype(np.float32)
+    if rng.random() < PRIOR_FALSE:
+        y = (np.arange(rows) - rng.uniform(0, rows)) / rng.uniform(0.04, 0.2) / rows
+        x = (np.arange(columns) - rng.uniform(0, columns)) / rng.uniform(0.04, 0.2) / columns
+        distance = (y[:, None] ** 2 + x**2).astype(np.float32)
+        false = np.float32(rng.uniform(0.4, 1.0)) / (1 + distance**4)
+        prior = np.maximum(prior, false)
+    return prior
+
+
 def smoothed(planes: np.ndarray, beyond: str) -> np.ndarray:
     """Mean of 3x3 pixels of the last two axes; ``beyond`` the edge as `numpy.pad` knows it."""
     around = ((0, 0),) * (planes.ndim - 2) + ((1, 1), (1, 1))
@@ -595,7 +746,7 @@ def _workers(options: Options, processes: int) -> int:
     workers = min(len(os.sched_getaffinity(0)) // options.devices // 2, MOST_WORKERS)
     rows, columns = options.training_size
     edge = 2 * margin(options.network_parameters)
-    channels = options.in_channels * options.context_slices
+    channels = options.network_parameters.input_channels
     draw = 4 * channels * (rows + edge) * (columns + edge) + 12 * rows * columns
     batch = draw * options.batch_size // processes
     shared = Path("/dev/shm")

@@ -25,9 +25,11 @@ from KidneySegLib.errors import KidneySegError, UsageError
 from KidneySegLib.model import Model, find_model, load_model, resources_folder, save_model
 from KidneySegLib.model import user_folder as models_folder
 from KidneySegLib.network import build, count_parameters
-from KidneySegLib.predict import choose_device, has_bfloat16
+from KidneySegLib.predict import TorchBackend, choose_device, has_bfloat16
+from KidneySegLib.regions import Search
 from KidneySegLib.writing import write_json
 from UNetTrainerLib.cache import CachedCase, build_cache
+from UNetTrainerLib.candidates import smallest_kidney_ml
 from UNetTrainerLib.card import card, readme
 from UNetTrainerLib.cases import Split, find_everything, split_cases, write_split
 from UNetTrainerLib.check import check, table, usable_cases
@@ -80,7 +82,13 @@ def train(
         check_machine(options)
         check_name(options)
 
-    data = prepare(options, output, progress)
+    finder = find_model(options.finder) if options.finder else None
+    if finder is not None and finder.finder is not None:
+        raise UsageError(
+            f"--finder {options.finder} has a finder of its own; give that one, "
+            f"{finder.finder.folder}."
+        )
+    data = prepare(options, output, progress, finder if options.prior else None)
     if data is None:
         return None
     everything = [*data.training, *data.extra]
@@ -90,10 +98,15 @@ def train(
 
     model = Model(
         name=options.name or output.resolve().name,
-        version="1.0.0",
+        version=options.model_version,
         network=options.network_parameters,
         preprocessing=options.preprocessing,
         labels=options.labels,
+        finder=finder,
+        search=None if finder is None else Search(wide=options.wide, blend=options.blend),
+        smallest_kidney_ml=smallest_kidney_ml(
+            (item.labels() > 0, item.spacing_mm) for item in data.training if not item.case.is_slice
+        ),
     )
     torch.manual_seed(options.seed)
     network = build(model.network)
@@ -205,11 +218,16 @@ def check_name(options: Options) -> None:
         )
 
 
-def prepare(options: Options, output: Path, progress: Progress) -> Data | None:
+def prepare(
+    options: Options, output: Path, progress: Progress, finder: Model | None = None
+) -> Data | None:
     """Find, check, split and cache the cases; None when they were only to be checked.
 
     Whoever comes second, another process of the same run or another run on the same cache, waits
     and then finds the work done.
+
+    Args:
+        finder: its answer for every case is cached as well.
     """
     cache = Path(options.cache) if options.cache else output / "cache"
     cases, incomplete = find_everything(options.data)
@@ -236,6 +254,7 @@ def prepare(options: Options, output: Path, progress: Progress) -> Data | None:
             options.preprocessing,
             channels=options.in_channels,
             progress=progress.counter("cache"),
+            finder=None if finder is None else TorchBackend(finder, options.device),
         )
     first, second = len(split.training), len(split.training) + len(split.validation)
     return Data(split, cached[:first], cached[first:second], cached[second:])
@@ -246,7 +265,7 @@ def settings(options: Options, data: Data) -> dict[str, Any]:
     free = (
         "data", "extra", "output", "cache", "resume", "device", "devices", "nodes", "workers",
         "check_only", "skip_bad", "install", "progress", "split", "folds", "fold", "preset",
-        "init_from",
+        "init_from", "finder",
     )  # fmt: skip
     choices = {name: value for name, value in asdict(options).items() if name not in free}
     parts = {"training": data.training, "validation": data.validation, "extra": data.extra}

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from KidneySegLib.measure import dice, slice_score
+from KidneySegLib.postprocess import bounding_box
 from KidneySegLib.predict import TorchBackend, predict
 from KidneySegLib.preprocess import scale
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.losses import Loss
 
+AROUND_MM = 30.0
 SLICES_A_LOSS = 16  # a loss over a batch is asked of so many slices at a time, as in training
 
 
@@ -103,14 +105,26 @@ def _mean(values: Sequence[float | None]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def score_case(case: CachedCase, backend: TorchBackend, loss: Loss) -> CaseScore:
-    """Run a network over a whole case and hold the answer against its labels."""
-    voxels = np.array(case.voxels(), np.float32)
+def score_case(
+    case: CachedCase, backend: TorchBackend, loss: Loss, around: bool = False
+) -> CaseScore:
+    """Run a network over a whole case and hold the answer against its labels.
+
+    Args:
+        around: look only at the surroundings of the labels, as a network does that another one
+            shows where to look.
+    """
+    stored = case.labels()
+    where = _surroundings(stored, case.spacing_mm) if around else (slice(None),) * 3
+    voxels = np.array(case.voxels()[where[0], :, where[1], where[2]], np.float32)
     if voxels.shape[1] == 1:
         voxels = voxels[:, 0]
     working = scale(voxels, backend.model.preprocessing)
-    probability = predict(working, case.spacing_mm[0], backend, classes=True)
-    labels = np.asarray(case.labels())
+    prior = None
+    if backend.model.network.prior:
+        prior = case.prior()[where] / np.float32(255)
+    probability = predict(working, case.spacing_mm[0], backend, prior=prior, classes=True)
+    labels = np.asarray(stored[where])
     knows_tumour = "tumour" in backend.model.labels
     if not knows_tumour:
         labels = np.minimum(labels, 1)
@@ -131,9 +145,23 @@ def score_case(case: CachedCase, backend: TorchBackend, loss: Loss) -> CaseScore
         name=case.case.name,
         source=case.case.source,
         is_slice=case.case.is_slice,
-        slices=case.slices,
+        slices=len(labels),
         dice=dice(prediction, labels > 0),
         tumour_dice=tumour_dice,
         slice_score=slice_score(prediction, labels > 0),
         loss=sum(losses) / len(labels),
     )
+
+
+def _surroundings(
+    labels: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> tuple[slice, slice, slice]:
+    """The box of all labels and `AROUND_MM` on every side; of a case without any, all of it."""
+    box = bounding_box(labels > 0)
+    if box is None:
+        return slice(None), slice(None), slice(None)
+    first, second, third = (
+        slice(max(0, part.start - round(AROUND_MM / mm)), part.stop + round(AROUND_MM / mm))
+        for part, mm in zip(box, spacing_mm, strict=True)
+    )
+    return first, second, third

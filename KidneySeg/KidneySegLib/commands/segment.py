@@ -1,0 +1,312 @@
+"""``kidneyseg segment``: the kidneys of one or more CTs."""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from KidneySegLib.commands.common import LABELS, PROGRESS, Teller, keep_inputs
+from KidneySegLib.errors import Cancelled, KidneySegError, UsageError
+
+if TYPE_CHECKING:
+    from KidneySegLib.predict import TorchBackend
+    from KidneySegLib.segment import Result
+
+NAME = "segment"
+HELP = "segment the kidneys of one or more CTs"
+
+# How long a run that is asked to stop may take before it is cut short.
+_STOP_SECONDS = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        type=Path,
+        help="NIfTI, NRRD or MetaImage file, DICOM folder or case folder",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="label map (.nii.gz, .nii, .nrrd, .mha) or .seg.nrrd; with several inputs a folder",
+    )
+    parser.add_argument("--model", metavar="NAME|FOLDER", help="see `kidneyseg models`")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--labels",
+        default="sides",
+        choices=LABELS,
+        help="sides: 1 left, 2 right (default); kidney: 1",
+    )
+    parser.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="PATH",
+        help="label map to compare with; with several inputs a folder",
+    )
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="PATH",
+        help="picture (.png) of the result; with several inputs a folder",
+    )
+    parser.add_argument("--report", type=Path, metavar="PATH", help="facts as .json")
+    parser.add_argument(
+        "--progress",
+        default="bar",
+        choices=PROGRESS,
+        help="bar (default; in a terminal), JSON lines on stdout, or none",
+    )
+    parser.add_argument(
+        "--minimum-ml",
+        type=float,
+        metavar="X",
+        help="least volume of a kidney (default: the model's, else 30; less where a scan cuts it "
+        "off)",
+    )
+    parser.add_argument(
+        "--keep-small", action="store_true", help="keep every component, whatever its size"
+    )
+    parser.add_argument(
+        "--no-second-look",
+        action="store_true",
+        help="keep what the model's second look, if it has one, takes for no kidney",
+    )
+    parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="average with the answer for mirrored slices; takes twice the time",
+    )
+    parser.add_argument(
+        "--batch-slices",
+        type=int,
+        metavar="N",
+        help="slices that go through the network at once (default: by their size)",
+    )
+    parser.add_argument(
+        "--stop-with-stdin",
+        action="store_true",
+        help="stop when standard input closes, for programs that run this one",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.stop_with_stdin:
+        _stop_with_stdin()
+
+    from KidneySegLib.writing import check_output
+
+    several = len(options.input) > 1
+    check_output(options.output, *((None,) if several else ()))
+    if options.overlay is not None:
+        check_output(options.overlay, None if several else (".png",))
+    if options.report is not None:
+        check_output(options.report, (".json",))
+    if several and options.reference is not None and not options.reference.is_dir():
+        raise UsageError(
+            f"{options.reference} is not a folder; with several inputs give a folder that holds "
+            "the reference of each."
+        )
+    from KidneySegLib.reading import unique_names
+
+    names = unique_names(options.input)
+    _keep_inputs(options, names)
+
+    from KidneySegLib.model import find_model
+    from KidneySegLib.predict import TorchBackend
+
+    backend = TorchBackend(find_model(options.model), options.device, options.precision)
+    teller = Teller(options.progress, len(options.input))
+    reports: list[dict[str, Any]] = []
+    codes: set[int] = set()
+    try:
+        for teller.case, (source, name) in enumerate(zip(options.input, names, strict=True)):
+            try:
+                with ExitStack() as outputs:
+                    reports.append(
+                        _segment_one(source, name, several, options, backend, teller, outputs)
+                    )
+            except Cancelled:
+                raise
+            except (KidneySegError, MemoryError, RuntimeError) as error:
+                # The latter two are how a CT too large for this machine's memory shows itself.
+                if not several:
+                    raise
+                if isinstance(error, KidneySegError):
+                    code, text = error.exit_code, str(error)
+                else:
+                    code, text = 1, f"{source}: {type(error).__name__}: {error}"
+                codes.add(code)
+                reports.append({"input": str(source), "error": text})
+                teller.say("error: " + " ".join(text.split()), error=True)
+                if options.verbose:
+                    traceback.print_exc()
+    finally:
+        teller.close()
+    if several and options.report is not None:
+        from KidneySegLib.writing import write_json
+
+        write_json({"cases": reports}, options.report)
+    if several and codes:
+        teller.say(
+            f"{sum('error' in report for report in reports)} of {len(reports)} inputs failed.",
+            error=True,
+        )
+    return codes.pop() if len(codes) == 1 else int(bool(codes))
+
+
+def _segment_one(
+    source: Path,
+    name: str,
+    several: bool,
+    options: argparse.Namespace,
+    backend: TorchBackend,
+    teller: Teller,
+    outputs: ExitStack,
+) -> dict[str, Any]:
+    """Segment one CT and write what was asked for, all of it or nothing."""
+    from KidneySegLib.segment import segment
+    from KidneySegLib.writing import atomic, write_json
+
+    def place(path: Path, suffix: str) -> AbstractContextManager[Path]:
+        return atomic(_place(path, name, suffix, several))
+
+    result = segment(
+        source,
+        backend,
+        series_uid=options.series,
+        reference=_reference_of(name, options.reference),
+        keep_small=options.keep_small,
+        minimum_ml=options.minimum_ml,
+        batch_slices=options.batch_slices,
+        mirror=options.mirror,
+        second_look=not options.no_second_look,
+        progress=teller,
+    )
+    for warning in result.scan.warnings:
+        teller.say(f"warning: {warning}", error=True)
+    teller(1.0, "write")
+    _write_labels(result, options.labels, outputs.enter_context(place(options.output, ".nii.gz")))
+    if options.overlay is not None:
+        _draw(result, name, outputs.enter_context(place(options.overlay, ".png")))
+    if options.report is not None and not several:
+        write_json(result.report, outputs.enter_context(atomic(options.report)))
+    outputs.close()
+    teller.say(_summary(name, result))
+    return result.report
+
+
+def _place(path: Path, name: str, suffix: str, several: bool) -> Path:
+    """Where a result goes: the path that was given, with several inputs a file in that folder."""
+    return path / f"{name}_kidneys{suffix}" if several else path
+
+
+def _write_labels(result: Result, kind: str, path: Path) -> None:
+    from KidneySegLib.writing import MERGED, SIDES, write_labels
+
+    if kind == "kidney":
+        write_labels(result.merged, path, MERGED)
+    else:
+        write_labels(result.labels, path, SIDES)
+
+
+def _draw(result: Result, name: str, path: Path) -> None:
+    from KidneySegLib.geometry import to_axial
+    from KidneySegLib.overlay import draw_overlay
+
+    ct, grid = to_axial(result.scan.image)
+    labels, _ = to_axial(result.labels)
+    reference = None if result.reference is None else to_axial(result.reference)[0]
+    draw_overlay(ct, grid, labels, reference, path, title=_summary(name, result))
+
+
+def _summary(name: str, result: Result) -> str:
+    volumes = ", ".join(
+        f"{side} {kidney['volume_ml']:.1f} ml" for side, kidney in result.report["kidneys"].items()
+    )
+    text = f"{name}: {volumes}"
+    value = result.report.get("dice", {}).get("kidney")
+    if value is not None:
+        text += f", Dice {value:.3f}"
+    remarks = [n for n in result.report["notes"] if n not in result.scan.warnings]
+    return f"{text} ({'; '.join(remarks)})" if remarks else text
+
+
+def _reference_of(name: str, reference: Path | None) -> Path | None:
+    """The reference of one input: the file given, or in a folder the one of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    from KidneySegLib.errors import InputError
+    from KidneySegLib.finding import REFERENCE_NAMES, REFERENCE_SUFFIXES
+
+    if reference is None or not reference.is_dir():
+        return reference
+    for candidate in _reference_candidates(name, reference):
+        if candidate.is_file():
+            return candidate
+    raise InputError(
+        f"{reference} holds no reference for {name}; looked for {name}/{REFERENCE_NAMES[1]} and "
+        f"{name}{REFERENCE_SUFFIXES[0]}."
+    )
+
+
+def _reference_candidates(name: str, folder: Path) -> list[Path]:
+    from KidneySegLib.finding import REFERENCE_NAMES, REFERENCE_SUFFIXES
+
+    case = folder / name if (folder / name).is_dir() else folder
+    candidates = [case / file for file in REFERENCE_NAMES]
+    return candidates + [folder / f"{name}{suffix}" for suffix in REFERENCE_SUFFIXES]
+
+
+def _keep_inputs(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Inputs are the CTs, also those inside case folders, and the references."""
+    from KidneySegLib.volumes import IMAGING
+
+    inputs = [source / file for source in options.input for file in ("", *IMAGING)]
+    if options.reference is not None:
+        inputs.append(options.reference)
+        for name in names:
+            inputs += _reference_candidates(name, options.reference)
+    several = len(names) > 1
+    outputs = [] if options.report is None else [options.report]
+    for name in names:
+        outputs.append(_place(options.output, name, ".nii.gz", several))
+        if options.overlay is not None:
+            outputs.append(_place(options.overlay, name, ".png", several))
+    keep_inputs(inputs, outputs)
+
+
+def _stop_with_stdin() -> None:
+    """Stop this run as SIGTERM does once standard input closes, within half a second.
+
+    Whoever started this process may have done so through a launcher, which takes signals but does
+    not pass them on; a pipe reaches through it, and closes when its other end dies too.
+    """
+
+    def watch() -> None:
+        # The file descriptor itself: Python's own reader would hold a lock when the run ends.
+        with suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        _thread.interrupt_main(signal.SIGTERM)
+        time.sleep(_STOP_SECONDS)  # the main thread may be deep in a library
+        os._exit(Cancelled.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()

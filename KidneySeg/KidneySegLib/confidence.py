@@ -1,0 +1,37 @@
+"""How far a found kidney can be believed, from the network's own probabilities.
+
+The figure is the Dice that the network itself expects between what was found and the truth: with
+p the probability of each voxel and M the kidney that was found, ``2 * sum_M p / (|M| + sum p)``,
+the second sum over the surroundings of M. It is 1 where every voxel is certain, and falls with
+doubtful borders, missed parts that were half believed, and regions that were hardly so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from KidneySegLib.postprocess import bounding_box
+
+_AROUND_MM = 10.0
+
+
+def confidence(
+    probability: np.ndarray, kidney: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> float | None:
+    """The expected Dice of one kidney, 0 to 1; None where there is none.
+
+    Args:
+        probability: uint8 (slices, rows, columns), 0..255 for 0..1.
+        kidney: bool of the same shape.
+    """
+    box = bounding_box(kidney)
+    if box is None:
+        return None
+    first, second, third = (
+        slice(max(0, part.start - round(_AROUND_MM / mm)), part.stop + round(_AROUND_MM / mm))
+        for part, mm in zip(box, spacing_mm, strict=True)
+    )
+    near, found = probability[first, second, third], kidney[first, second, third]
+    believed = float(near.sum(dtype=np.int64)) / 255
+    inside = float(near.sum(dtype=np.int64, where=found)) / 255
+    return 2 * inside / (float(np.count_nonzero(found)) + believed)
