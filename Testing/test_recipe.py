@@ -114,6 +114,11 @@ def test_a_file_that_is_no_recipe_is_refused_with_its_name(tmp_path: Path) -> No
             read_recipe(path)
 
 
+def test_a_recipe_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"There is no recipe .*none\.json"):
+        read_recipe(tmp_path / "none.json")
+
+
 def held_out(patient: str, dice: float | None, **more: Any) -> HeldOut:
     facts: dict[str, Any] = {
         "name": patient, "source": "s", "patient": patient, "is_slice": False, "fold": 0,

@@ -76,6 +76,8 @@ def read_recipe(path: Path | str) -> Recipe:
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no recipe {path}; check the path.") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as a recipe ({error}); check it.") from error
     if not isinstance(data, dict) or not isinstance(data.get("stages"), list):
