@@ -56,6 +56,17 @@ def test_a_recipe_ends_in_a_model_that_holds_its_finder(cases: Path, tmp_path: P
     assert (tmp_path / "run" / "finder" / "model" / "model.json").stat().st_mtime_ns == before
 
 
+def test_stages_of_other_views_answer_together_with_the_last(cases: Path, tmp_path: Path) -> None:
+    side = {"name": "side", **TINY, "view": "coronal", "pixel_mm": 6.0, "crop": 32, "around": 0.8}
+    last = {**CLOSE, "prior": False, "blend": 0.0, "views": ["side"]}
+    recipe = read_recipe(written(tmp_path, [FINDER, side, last]))
+    model = follow(recipe, [str(cases)], tmp_path / "run")
+    (view,) = model.views
+    assert view.preprocessing.view == "coronal" and view.preprocessing.pixel_mm == 6.0
+    with pytest.raises(UsageError, match="no earlier stage"):
+        read_recipe(written(tmp_path, [FINDER, last]))
+
+
 def test_every_patient_is_held_out_once_from_a_model_that_never_saw_them(
     cases: Path, tmp_path: Path
 ) -> None:

@@ -163,7 +163,11 @@ def test_the_mean_of_finder_and_network_counts_in_the_boxes(two_steps, toy_ct):
     inside = both > 0
     mean = (alone.astype(float) + coarse) / 2
     assert inside.any()
-    assert np.abs(both[inside] - mean[inside]).max() <= 0.5
+    # It is taken on the fine grid, so that coarse pixels are rounded elsewhere.
+    off = {name: np.abs(one[inside] - mean[inside]).mean() for name, one in (
+        ("both", both), ("alone", alone), ("coarse", coarse)
+    )}  # fmt: skip
+    assert 2 * off["both"] < min(off["alone"], off["coarse"]), off
 
 
 def test_slabs_hold_the_whole_slices_of_boxes_at_the_same_height():

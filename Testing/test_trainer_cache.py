@@ -22,7 +22,13 @@ from PIL import Image
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 from KidneySegLib.phantom import write_cases
 from KidneySegLib.predict import TorchBackend
-from KidneySegLib.preprocess import Preprocessing, scale, to_working
+from KidneySegLib.preprocess import (
+    Preprocessing,
+    in_view,
+    scale,
+    spacing_in_view,
+    to_working,
+)
 from UNetTrainerLib import cache
 from UNetTrainerLib.cache import CachedCase, build_cache, predict_size
 from UNetTrainerLib.cases import Case, find_cases
@@ -82,6 +88,27 @@ def test_prepared_slices_lie_on_the_working_grid_and_keep_the_kidney_volume(
     engine, grid = to_working(given[:, 0], spacing_mm, PREPROCESSING)
     assert cached.spacing_mm == grid.spacing_mm
     assert np.abs(voxels[:, 0] - engine.clip(*cache.HU_RANGE)).max() <= 0.5
+
+
+@pytest.mark.parametrize("view", ["coronal", "sagittal"])
+def test_slices_of_another_view_hold_the_same_kidneys(
+    cases: list[Case], tmp_path: Path, view: str
+) -> None:
+    turned = replace(PREPROCESSING, view=view)
+    (cached,) = build_cache(cases[:1], tmp_path, turned)
+    given, truth, spacing_mm = read_case(cases[0])
+    expected = (truth > 0).sum() * np.prod(spacing_mm)
+    assert (cached.labels() > 0).sum() * np.prod(cached.spacing_mm) == pytest.approx(
+        expected, rel=0.1
+    )
+    engine, grid = to_working(
+        in_view(given[:, 0], view), spacing_in_view(spacing_mm, view), turned
+    )
+    assert (cached.spacing_mm, cached.slices) == (grid.spacing_mm, grid.slices)
+    assert np.abs(cached.voxels()[:, 0] - engine.clip(*cache.HU_RANGE)).max() <= 0.5
+    assert predict_size(cases[:1], replace(turned, crop=False)) == pytest.approx(
+        3 * np.prod([grid.slices, *grid.shape])
+    )
 
 
 def test_the_cache_is_used_again_until_a_file_or_what_shapes_it_changes(

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from KidneySegLib.predict import TorchBackend, predict
 from KidneySegLib.preprocess import (
+    VIEWS,
+    Preprocessing,
     WorkingGrid,
     back_to_full,
-    resample,
+    in_view,
+    interpolated,
     scale,
+    spacing_in_view,
+    to_axial_order,
     to_working,
 )
-from KidneySegLib.regions import Box, find_regions, slabs
+from KidneySegLib.regions import Box, find_regions, sweeps
 
 Tell = Callable[[float], None]
 Step = Callable[[str], AbstractContextManager[Tell]]
+Spacing = tuple[float, float, float]
+
+# Along the body; what is seen in less of it than this is no section of a kidney.
+_LEAST_OF_A_VIEW_MM = 40.0
 
 
 def _silently(name: str) -> AbstractContextManager[Tell]:
@@ -28,7 +37,7 @@ def _silently(name: str) -> AbstractContextManager[Tell]:
 
 def answer(
     volume: np.ndarray,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     backend: TorchBackend,
     step: Step = _silently,
     *,
@@ -40,7 +49,7 @@ def answer(
 
     A model without a finder looks everywhere. With one, its finder does so on a coarse grid, and
     the model itself looks at the boxes around what that found, on a fine one; beyond them there is
-    no kidney.
+    no kidney. What its views see there, along other axes, is averaged with that.
 
     Args:
         volume: (slices, rows, columns) in HU.
@@ -54,91 +63,173 @@ def answer(
     Raises:
         Cancelled: ``cancelled()`` became true.
     """
-    finder, search = backend.finder, backend.model.search
-    first = finder or backend
-    with step("prepare"):
-        working, grid = to_working(volume, spacing_mm, first.model.preprocessing)
-        scale(working, first.model.preprocessing)
-    with step("predict" if finder is None else "find") as tell:
+
+    def ask(look: _Look, tell: Tell, prior: np.ndarray | None = None) -> _Seen:
         probability = predict(
-            working, grid.spacing_mm[0], first, tell, cancelled, batch_slices, mirror
-        )
-        full = np.zeros(volume.shape, np.uint8)
-        _spread(probability, grid, full)
+            look.working, look.grid.spacing_mm[0], look.backend, tell, cancelled, batch_slices,
+            mirror, prior,
+        )  # fmt: skip
+        return _Seen(probability, look.grid, look.view, look.where)
+
+    finder, search = backend.finder, backend.model.search
+    whole = _everything(volume)
+    with step("prepare"):
+        look = _Look.at(volume, whole, spacing_mm, finder or backend)
+    with step("predict" if finder is None else "find") as tell:
+        found = ask(look, tell)
         if finder is None or search is None:
-            return full
-        boxes = find_regions(probability, grid, search)
-        del working, probability
+            return found.in_full(volume.shape)
+        boxes = find_regions(found.probability, found.grid, search)
     with step("predict") as tell:
-        coarse = [full[box].copy() for box in boxes]
-        full[:] = 0
-        looks = [(box, False) for box in boxes]
-        if search.wide:
-            looks += [(slab, True) for slab in slabs(boxes, volume.shape)]
-        voxels = sum(volume[where].size for where, _ in looks)
+        plans = _plans(boxes, volume.shape, spacing_mm, backend, search.wide)
+        voxels = sum(volume[where].size for _, where, _ in plans)
         done = 0
-        for where, wide in looks:
-            part = volume[where]
-            preprocessing = replace(backend.model.preprocessing, crop=wide)
-            working, grid = to_working(part, spacing_mm, preprocessing)
-            prior = None
-            if backend.model.network.prior:
-                prior = prior_on(_seen(boxes, coarse, where, volume.shape), grid)
-            probability = predict(
-                scale(working, preprocessing),
-                grid.spacing_mm[0],
-                backend,
-                _within(tell, done / voxels, part.size / voxels),
-                cancelled,
-                batch_slices,
-                mirror,
-                prior,
-            )
-            if not wide:
-                _spread(probability, grid, full[where])
-            else:
-                other = np.zeros(part.shape, np.uint8)
-                _spread(probability, grid, other)
-                first = where[0].start
-                for box in boxes:
-                    if first <= box[0].start < where[0].stop:
-                        inside = slice(box[0].start - first, box[0].stop - first)
-                        _blend(full[box], other[inside, box[1], box[2]], 0.5)
-            done += part.size
-        if search.blend:
-            for box, known in zip(boxes, coarse, strict=True):
-                _blend(full[box], known, search.blend)
+        close: list[_Seen] = []
+        around: list[_Seen] = []
+        for which, where, whole_slices in plans:
+            look = _Look.at(volume, where, spacing_mm, which, crop=whole_slices)
+            prior = found.within(boxes).on(look) if which.model.network.prior else None
+            share = volume[where].size / voxels
+            seen = ask(look, _within(tell, done / voxels, share), prior)
+            (around if whole_slices else close).append(seen)
+            done += volume[where].size
+    full = np.zeros(volume.shape, np.uint8)
+    for seen in close:
+        others = [other for other in around if other.holds(seen.where)]
+        mean = seen.mean_with(others, found if search.blend else None, search.blend)
+        full[seen.where] = mean.in_full(full[seen.where].shape)
     return full
 
 
-def _blend(answer: np.ndarray, other: np.ndarray, share: float) -> None:
-    """A weighted mean of two uint8 arrays, in place of the first, slice by slice."""
-    for here, there in zip(answer, other, strict=True):
-        mean = (1 - share) * here.astype(np.float32) + share * there
-        here[:] = np.rint(mean)
+def _everything(volume: np.ndarray) -> Box:
+    first, second, third = (slice(0, length) for length in volume.shape)
+    return first, second, third
+
+
+def _plans(
+    boxes: list[Box],
+    shape: tuple[int, ...],
+    spacing_mm: Spacing,
+    backend: TorchBackend,
+    wide: bool,
+) -> list[tuple[TorchBackend, Box, bool]]:
+    """What looks where, and whether at whole slices, the boxes themselves first."""
+    plans = [(backend, box, False) for box in boxes]
+    views = [*([backend] if wide else []), *backend.views]
+    for which in views:
+        view = which.model.preprocessing.view
+        for where in sweeps(boxes, shape, VIEWS[view][0]):
+            long_mm = (where[0].stop - where[0].start) * spacing_mm[0]
+            if view == "axial" or long_mm >= _LEAST_OF_A_VIEW_MM:
+                plans.append((which, where, True))
+    return plans
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A part of a volume as a network is shown it.
+
+    Attributes:
+        where: the part, as a box of the axial volume.
+        working: float32 (slices, rows, columns) of the network's view, scaled.
+        grid: of these, in the part.
+    """
+
+    backend: TorchBackend
+    where: Box
+    working: np.ndarray
+    grid: WorkingGrid
+
+    @property
+    def view(self) -> str:
+        return self.backend.model.preprocessing.view
+
+    @classmethod
+    def at(
+        cls,
+        volume: np.ndarray,
+        where: Box,
+        spacing_mm: Spacing,
+        backend: TorchBackend,
+        crop: bool = True,
+    ) -> _Look:
+        """Bring a part onto the working grid; without ``crop`` none of its air is left out."""
+        own: Preprocessing = backend.model.preprocessing
+        preprocessing = replace(own, crop=own.crop and crop)
+        part = in_view(volume[where], own.view)
+        working, grid = to_working(part, spacing_in_view(spacing_mm, own.view), preprocessing)
+        return cls(backend, where, scale(working, preprocessing), grid)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a network answered for a part of a volume.
+
+    Attributes:
+        probability: floating point (slices, rows, columns) of its view, on the grid.
+        where: the part, as a box of the axial volume.
+    """
+
+    probability: np.ndarray
+    grid: WorkingGrid
+    view: str
+    where: Box
+
+    @property
+    def centres(self) -> list[np.ndarray]:
+        """Of its voxels in the axial volume, along each axis of that."""
+        within = dict(zip(VIEWS[self.view], self.grid.centres, strict=True))
+        return [within[axis] + part.start for axis, part in enumerate(self.where)]
+
+    def holds(self, box: Box) -> bool:
+        return all(
+            part.start <= other.start and other.stop <= part.stop
+            for part, other in zip(self.where, box, strict=True)
+        )
+
+    def at(self, centres: Sequence[np.ndarray]) -> np.ndarray:
+        """Its answer at other places of the axial volume, along each axis of that."""
+        return interpolated(to_axial_order(self.probability, self.view), self.centres, centres)
+
+    def mean_with(self, others: Sequence[_Seen], found: _Seen | None, blend: float) -> _Seen:
+        """The mean of its answer and others', and of that with a finder's, on its own grid."""
+        total = self.probability.astype(np.float32)
+        for other in others:
+            total += other.at(self.centres)
+        total /= 1 + len(others)
+        if found is not None:
+            total *= 1 - blend
+            total += blend * found.at(self.centres)
+        return replace(self, probability=total)
+
+    def within(self, boxes: Sequence[Box]) -> _Seen:
+        """Its answer in some boxes, and nothing beyond them."""
+        kept = np.zeros_like(self.probability)
+        axial, whole = (to_axial_order(array, self.view) for array in (kept, self.probability))
+        for box in boxes:
+            inside = np.ix_(
+                *(
+                    np.flatnonzero((at >= part.start) & (at < part.stop))
+                    for at, part in zip(self.centres, box, strict=True)
+                )
+            )
+            axial[inside] = whole[inside]
+        return replace(self, probability=kept)
+
+    def on(self, look: _Look) -> np.ndarray:
+        """Its answer on the grid of a look, float32."""
+        places = _Seen(look.working, look.grid, look.view, look.where).centres
+        return in_view(self.at(places), look.view)
+
+    def in_full(self, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8, 0..255 for 0..1, on the part's own voxels, of this axial shape."""
+        full = np.zeros(shape, np.uint8)
+        turned = in_view(full, self.view)
+        for index, values in back_to_full(self.probability, self.grid):
+            turned[index] = values
+        return full
 
 
 def _within(tell: Tell, before: float, share: float) -> Tell:
     """Tells how much of the whole is done from how much of a part is."""
     return lambda done: tell(before + done * share)
-
-
-def _seen(
-    boxes: list[Box], coarse: list[np.ndarray], where: Box, shape: tuple[int, ...]
-) -> np.ndarray:
-    """What the finder answered there, within the boxes."""
-    whole = np.zeros(shape, np.uint8)
-    for box, known in zip(boxes, coarse, strict=True):
-        whole[box] = known
-    return whole[where]
-
-
-def prior_on(coarse: np.ndarray, grid: WorkingGrid) -> np.ndarray:
-    """A finder's answer, uint8 on an axial grid, as the channel of a network: float32, 0..1."""
-    top, bottom, left, right = grid.box
-    return resample(coarse, grid)[:, top:bottom, left:right] / np.float32(255)
-
-
-def _spread(probability: np.ndarray, grid: WorkingGrid, full: np.ndarray) -> None:
-    for index, values in back_to_full(probability, grid):
-        full[index] = values

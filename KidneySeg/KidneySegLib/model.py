@@ -35,8 +35,11 @@ WEIGHTS_FILE = "weights.safetensors"
 SECOND_LOOK_FILE = "second_look.safetensors"
 README_FILE = "README.md"
 FINDER_FOLDER = "finder"
+VIEWS_FOLDER = "views"
 FORMAT = 1
 FORMAT_WITH_FINDER = 2  # older versions would take the network for one that sees the whole CT
+FORMAT_WITH_VIEWS = 3  # and for one that answers alone
+FORMATS = (FORMAT, FORMAT_WITH_FINDER, FORMAT_WITH_VIEWS)
 ACTIVATIONS = ("softmax", "sigmoid")
 DEFAULT_MODEL = "kidney-unet-25d"
 RESEARCH_USE = "Research use only, not for clinical use."
@@ -60,6 +63,8 @@ class Model:
         card: everything else a user should know: data, licence, scores, command.
         finder: a coarse model that shows where this one looks; without it, everywhere.
         search: how the finder's answer becomes boxes; present where there is a finder.
+        views: models that look where this one does, each along another axis, and whose answers are
+            averaged with its own; only where there is a finder.
         second_look: how found components are looked at again; without it, they are not.
         smallest_kidney_ml: least volume of a kidney to be believed, from the masks it was trained
             on; None where they did not tell.
@@ -76,6 +81,7 @@ class Model:
     folder: Path | None = None
     finder: Model | None = None
     search: Search | None = None
+    views: tuple[Model, ...] = ()
     second_look: SecondLook | None = None
     smallest_kidney_ml: float | None = None
 
@@ -93,6 +99,8 @@ class Model:
         digest.update(self._weights().read_bytes())
         if self.finder is not None:
             digest.update(self.finder.digest.encode())
+        for view in self.views:
+            digest.update(view.digest.encode())
         if self.second_look is not None:
             digest.update(json.dumps(self.second_look.to_dict()).encode())
             digest.update(self._weights(SECOND_LOOK_FILE).read_bytes())
@@ -314,10 +322,10 @@ def read_card(folder: Path | str) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ModelError(f"{card_path} does not describe a model; copy the folder again.")
     version = card.get("format")
-    if version not in (FORMAT, FORMAT_WITH_FINDER):
+    if version not in FORMATS:
         raise ModelError(
             f"{card_path} has format {version!r} but this version of KidneySeg reads formats "
-            f"{FORMAT} and {FORMAT_WITH_FINDER}; update KidneySeg or choose another model."
+            f"{FORMATS[0]} to {FORMATS[-1]}; update KidneySeg or choose another model."
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise _lacks(folder / WEIGHTS_FILE)
@@ -339,16 +347,20 @@ def load_model(folder: Path | str) -> Model:
         ModelError: names the folder and what is wrong with it.
     """
     from KidneySegLib.network import NetworkParameters
-    from KidneySegLib.preprocess import Preprocessing
+    from KidneySegLib.preprocess import VIEWS, Preprocessing
     from KidneySegLib.regions import Search
     from KidneySegLib.secondlook import SecondLook
 
     folder = Path(folder)
     card = read_card(folder)
-    finder = None
-    if card.pop("format") == FORMAT_WITH_FINDER:
-        finder = load_model(folder / FINDER_FOLDER)
     card_path = folder / CARD_FILE
+    finder, views = None, []
+    if card.pop("format") != FORMAT:
+        finder = load_model(folder / FINDER_FOLDER)
+    for view in card.pop("views", []):
+        if view not in VIEWS:
+            raise ModelError(f"{card_path} is not usable: it has the unknown view {view!r}.")
+        views.append(load_model(folder / VIEWS_FOLDER / view))
     look, smallest = (card.pop(key, None) for key in ("second_look", "smallest_kidney_ml"))
     try:
         model = Model(
@@ -361,6 +373,7 @@ def load_model(folder: Path | str) -> Model:
             threshold=float(card.pop("threshold")),
             search=None if finder is None else Search.from_dict(card.pop("search")),
             finder=finder,
+            views=tuple(views),
             second_look=None if look is None else SecondLook.from_dict(look),
             smallest_kidney_ml=None if smallest is None else float(smallest),
             card=card,
@@ -404,7 +417,19 @@ def _check(model: Model) -> None:
         raise ValueError("a finder and how to search with it belong together")
     if model.finder is not None and model.finder.finder is not None:
         raise ValueError("its finder has a finder of its own")
-    if model.finder is not None and model.preprocessing.scaling != "window":
+    if model.finder is not None and model.preprocessing.view != "axial":
+        raise ValueError("it looks where a finder shows and so has to look at axial slices itself")
+    if model.views and model.finder is None:
+        raise ValueError("its views have no finder to show them where to look")
+    seen = [view.preprocessing.view for view in model.views]
+    if "axial" in seen or len(set(seen)) < len(seen):
+        raise ValueError("its views must be others than the axial one, each of them once")
+    for view in model.views:
+        if view.finder is not None or view.network.prior:
+            raise ValueError("one of its views wants a finder of its own")
+    if model.finder is not None and any(
+        one.preprocessing.scaling != "window" for one in (model, *model.views)
+    ):
         raise ValueError("what a finder shows has no minimum and maximum of the whole volume")
 
 
@@ -456,7 +481,7 @@ def save_model(
             save_file(plain, temporary / file)
             (temporary / file).chmod(0o644)  # its writer keeps it to its owner
         facts = {
-            "format": FORMAT if model.finder is None else FORMAT_WITH_FINDER,
+            "format": FORMATS[(model.finder is not None) + bool(model.views)],
             "name": model.name,
             "version": model.version,
             "network": asdict(model.network),
@@ -469,6 +494,11 @@ def save_model(
             facts["search"] = model.search.to_dict()
             finder = model.finder.load_network().state_dict()
             save_model(model.finder, finder, temporary / FINDER_FOLDER)
+        if model.views:
+            facts["views"] = [view.preprocessing.view for view in model.views]
+        for view in model.views:
+            weights_of_view = view.load_network().state_dict()
+            save_model(view, weights_of_view, temporary / VIEWS_FOLDER / view.preprocessing.view)
         if model.second_look is not None:
             facts["second_look"] = model.second_look.to_dict()
         if model.smallest_kidney_ml is not None:

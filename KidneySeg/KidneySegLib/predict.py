@@ -72,6 +72,7 @@ class TorchBackend:
 
     Attributes:
         finder: the same for the model's finder, if it has one.
+        views: and for its views.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class TorchBackend:
         self.finder: TorchBackend | None = None
         if model.finder is not None:
             self.finder = TorchBackend(model.finder, str(self.device), self.precision)
+        self.views = [TorchBackend(view, str(self.device), self.precision) for view in model.views]
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """float32 ``(N, channels, rows, columns)`` to float32 ``(N, rows', columns')``."""

@@ -8,7 +8,7 @@ so what goes through unchanged comes back where it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +21,12 @@ CLIPPED_AIR_HU = 4
 BODY_MARGIN_MM = 12.0
 SLICES_AT_ONCE = 16
 SCALINGS = ("window", "minmax")
+# Axes (slice, row, column) of the axial volume that are those of what a view shows. In every view
+# the patient stands upright: rows go from head to foot, or from front to back in the axial one.
+VIEWS = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Preprocessing:
             every slice.
         context_mm: distance of the neighbouring slices of a 2.5-D network.
         crop: leave out the air around the body.
+        view: which slices are cut, ``axial``, ``coronal`` or ``sagittal`` ones; "slice", "row" and
+            "column" are those of the view in everything about a working grid.
     """
 
     window_hu: tuple[float, float] = (-125.0, 275.0)
@@ -44,6 +52,7 @@ class Preprocessing:
     slice_mm: float | None = None
     context_mm: float = 3.0
     crop: bool = False
+    view: str = "axial"
 
     def __post_init__(self) -> None:
         low, high = self.window_hu
@@ -59,6 +68,8 @@ class Preprocessing:
                 raise ValueError(f"{name} must be between 0 and 100 mm, not {value!r}")
         if not isinstance(self.crop, bool):
             raise ValueError(f"crop must be true or false, not {self.crop!r}")
+        if self.view not in VIEWS:
+            raise ValueError(f"view must be one of {tuple(VIEWS)}, not {self.view!r}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -75,12 +86,28 @@ class Preprocessing:
         return asdict(self)
 
 
+def in_view(volume: np.ndarray, view: str) -> np.ndarray:
+    """An axial volume as (slices, rows, columns) of a view; the same memory, other axes."""
+    return volume.transpose(VIEWS[view])
+
+
+def to_axial_order(array: np.ndarray, view: str) -> np.ndarray:
+    """What `in_view` gave, in the axes of the axial volume again."""
+    return array.transpose(np.argsort(VIEWS[view]))
+
+
+def spacing_in_view(spacing_mm: Spacing, view: str) -> Spacing:
+    """(slice, row, column) of an axial volume as those of a view."""
+    first, second, third = (spacing_mm[axis] for axis in VIEWS[view])
+    return first, second, third
+
+
 @dataclass(frozen=True)
 class WorkingGrid:
-    """Where a working volume lies in the axial volume it was made from.
+    """Where a working volume lies in the volume it was made from, an axial one or a view of it.
 
     Attributes:
-        full_shape: (slices, rows, columns) of the axial volume.
+        full_shape: (slices, rows, columns) of that volume.
         group: slices averaged into one working slice (1: none).
         shape: (rows, columns) of the resampled slice before cropping.
         box: (top, bottom, left, right) of the crop within ``shape``.
@@ -96,6 +123,22 @@ class WorkingGrid:
     @property
     def slices(self) -> int:
         return -(-self.full_shape[0] // self.group)
+
+    @property
+    def centres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the working voxels, as indices of the volume: of slices, cropped rows and columns."""
+        starts = np.arange(0, self.full_shape[0], self.group)
+        # The last group may be shorter, and its centre nearer.
+        stops = np.minimum(starts + self.group, self.full_shape[0])
+        top, bottom, left, right = self.box
+        rows, columns = (
+            (np.arange(first, last) + 0.5) * (full / pixels) - 0.5
+            for first, last, full, pixels in (
+                (top, bottom, self.full_shape[1], self.shape[0]),
+                (left, right, self.full_shape[2], self.shape[1]),
+            )
+        )
+        return (starts + stops - 1) / 2, rows, columns
 
 
 def _resize(slices: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -252,14 +295,7 @@ def back_to_full(probability: np.ndarray, grid: WorkingGrid) -> Iterator[tuple[i
     """
     top, bottom, left, right = grid.box
     busy = probability.reshape(len(probability), -1).max(1) >= 1 / 255
-    starts = np.arange(0, grid.full_shape[0], grid.group)
-    # The last group may be shorter, and its centre nearer.
-    centres = (starts + np.minimum(starts + grid.group, grid.full_shape[0]) - 1) / 2
-    positions = np.arange(grid.full_shape[0])
-    below = np.clip(np.searchsorted(centres, positions, side="right") - 1, 0, None)
-    above = np.minimum(below + 1, len(centres) - 1)
-    apart = np.maximum(centres[above] - centres[below], 0.5)
-    weight = np.clip((positions - centres[below]) / apart, 0, 1)
+    below, above, weight = _between(grid.centres[0], np.arange(grid.full_shape[0]))
     for index in range(grid.full_shape[0]):
         low, high, share = int(below[index]), int(above[index]), float(weight[index])
         if not (busy[low] or (busy[high] and share > 0)):
@@ -271,3 +307,28 @@ def back_to_full(probability: np.ndarray, grid: WorkingGrid) -> Iterator[tuple[i
         small[top:bottom, left:right] = part
         full = _resize(torch.from_numpy(small)[None], grid.full_shape[1:])[0].numpy()
         yield index, np.asarray(np.rint(full * 255), np.uint8)
+
+
+def interpolated(
+    array: np.ndarray, have: Sequence[np.ndarray], want: Sequence[np.ndarray]
+) -> np.ndarray:
+    """An array at other places of the same axes, float32: linear, beyond its ends the end's value.
+
+    Args:
+        have: where its voxels are, ascending, for each axis.
+        want: where values are wanted.
+    """
+    for axis, (there, here) in enumerate(zip(have, want, strict=True)):
+        below, above, weight = _between(there, here)
+        share = weight.astype(np.float32).reshape([-1] + [1] * (array.ndim - 1 - axis))
+        low = array.take(below, axis).astype(np.float32)
+        array = low + share * (array.take(above, axis) - low)
+    return array
+
+
+def _between(centres: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The two centres around each position, and the share of the second in the value there."""
+    below = np.clip(np.searchsorted(centres, positions, side="right") - 1, 0, None)
+    above = np.minimum(below + 1, len(centres) - 1)
+    apart = np.maximum(centres[above] - centres[below], 0.5)
+    return below, above, np.clip((positions - centres[below]) / apart, 0, 1)

@@ -102,6 +102,24 @@ def slabs(boxes: list[Box], shape: tuple[int, ...]) -> list[Box]:
     return merged([(box[0], slice(0, shape[1]), slice(0, shape[2])) for box in boxes])
 
 
+def sweeps(boxes: list[Box], shape: tuple[int, ...], axis: int) -> list[Box]:
+    """Where slices across an axis are looked at: whole ones of the slabs, as far as boxes reach.
+
+    Across the first axis these are the slabs themselves.
+    """
+    found = []
+    for slab in slabs(boxes, shape):
+        spans = [
+            (slice(0, 1), slice(0, 1), box[axis]) for box in boxes if _overlap(box, slab)
+        ]  # as boxes, to be joined like these
+        for *_, span in merged(spans):
+            first, second, third = (
+                span if axis == number else part for number, part in enumerate(slab)
+            )
+            found.append((first, second, third))
+    return found
+
+
 def _in_full(box: Box, grid: WorkingGrid, margin_mm: float) -> Box:
     """A box of the working grid, with a margin, as one of the axial volume."""
     corners = (0, grid.box[0], grid.box[2])

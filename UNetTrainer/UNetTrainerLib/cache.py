@@ -31,7 +31,14 @@ from KidneySegLib.answer import answer
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import AxialGrid
 from KidneySegLib.predict import TorchBackend
-from KidneySegLib.preprocess import Preprocessing, body_box, plan, resample
+from KidneySegLib.preprocess import (
+    Preprocessing,
+    body_box,
+    in_view,
+    plan,
+    resample,
+    spacing_in_view,
+)
 from KidneySegLib.volumes import AIR_HU, header_of
 from UNetTrainerLib.cases import Case
 from UNetTrainerLib.loading import read_case
@@ -40,10 +47,11 @@ from UNetTrainerLib.pictures import picture_size
 
 Kind = type[np.int16] | type[np.uint16]
 
-LAYOUT = 3  # of the cached files; a change makes older ones unused
+LAYOUT = 4  # of the cached files; a change makes older ones unused
 HU_RANGE = (-1024, 3071)
 NARROWEST_WINDOW = 16  # intensities are kept as whole numbers, and fewer steps would show
 
+_SHAPING = ("scaling", "pixel_mm", "slice_mm", "crop", "view")
 _BUILDING = ".building-"
 _LOCK = "lock"
 _PIXEL_SPACING_IS_MISSING = (
@@ -58,7 +66,8 @@ class CachedCase:
     Attributes:
         voxels_file, labels_file: NumPy arrays, see `voxels` and `labels`.
         prior_file: the same for `prior`; None without a finder.
-        spacing_mm: (slice, row, column) of the working grid.
+        spacing_mm: (slice, row, column) of the working grid; all three are those of the
+            preprocessing's view, here and below.
         shape: (rows, columns).
         labelled_slices: slices that hold any label.
         label_counts: pixels of each label, 0, 1 and 2.
@@ -184,7 +193,9 @@ class _Size:
     @classmethod
     def of(cls, case: Case, preprocessing: Preprocessing) -> _Size:
         shape, spacing_mm = _header(case, preprocessing)
-        grid = plan(shape, spacing_mm, preprocessing)
+        first, second, third = in_view(np.empty(shape, np.bool_), preprocessing.view).shape
+        spacing_mm = spacing_in_view(spacing_mm, preprocessing.view)
+        grid = plan((first, second, third), spacing_mm, preprocessing)
         return cls(int(np.prod(shape)), grid.slices * int(np.prod(grid.shape)))
 
     def cached(self, channels: int) -> int:
@@ -358,14 +369,16 @@ class _Home:
         voxels, labels, spacing_mm = read_case(self.case, self.channels)
         if preprocessing.pixel_mm is not None and self.case.is_slice and self.case.pixel_mm is None:
             raise InputError(_PIXEL_SPACING_IS_MISSING.format(image=self.case.image))
+        coarse = None
+        if self.finder is not None:
+            coarse = in_view(answer(voxels[:, 0], spacing_mm, self.finder), preprocessing.view)
+        labels = in_view(labels, preprocessing.view)
+        spacing_mm = spacing_in_view(spacing_mm, preprocessing.view)
         slices, rows, columns = labels.shape
         grid = plan((slices, rows, columns), spacing_mm, preprocessing)
         working = np.empty((grid.slices, self.channels, *grid.shape), np.float32)
         for channel in range(self.channels):
-            working[:, channel] = resample(voxels[:, channel], grid)
-        coarse = None
-        if self.finder is not None:
-            coarse = answer(voxels[:, 0], spacing_mm, self.finder)
+            working[:, channel] = resample(in_view(voxels[:, channel], preprocessing.view), grid)
         del voxels
         if preprocessing.crop:
             brightest = working[:, 0] if self.channels == 1 else working.max(1)
@@ -432,7 +445,7 @@ def _digest(
     case: Case, preprocessing: Preprocessing, channels: int, finder: TorchBackend | None
 ) -> str:
     """Of everything that shapes the arrays; a window does not, unless it is wider than HU are."""
-    shaping = {k: getattr(preprocessing, k) for k in ("scaling", "pixel_mm", "slice_mm", "crop")}
+    shaping = {k: getattr(preprocessing, k) for k in _SHAPING}
     facts: list[object] = [LAYOUT, case.pixel_mm, case.is_slice, channels, shaping]
     if preprocessing.scaling == "window":
         facts.append(_kept_range(preprocessing))

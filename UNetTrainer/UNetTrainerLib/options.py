@@ -32,7 +32,8 @@ LOSSES = (
     "focal",
     "weighted-ce",
 )
-AUGMENTATIONS = ("none", "light", "full", "strong")
+AUGMENTATIONS = ("none", "light", "full", "strong", "strong-stretched")
+VIEWS = ("axial", "coronal", "sagittal")
 PRECISIONS = ("auto", "bf16", "16-mixed", "32")
 PROGRESS = ("auto", "bar", "lines", "slicer", "none")
 SPLITS = ("folds", "kits19")
@@ -87,6 +88,7 @@ class Options:
         "kidney", INPUT, "kidney with its tumours, or both apart", choices=tuple(LABELS)
     )
     in_channels: int = option(1, INPUT, "channels of a picture: 1 for CT, 3 for colour", "N")
+    view: str = option("axial", INPUT, "which slices of a volume are cut", choices=VIEWS)
     context_slices: int = option(5, INPUT, "neighbouring slices as channels, an odd number", "N")
     pixel_mm: float = option(1.6, INPUT, "pixel size the network works at; 0 keeps each", "X")
     slice_mm: float = option(3.0, INPUT, "thinner slices are averaged up to this; 0 keeps", "X")
@@ -150,6 +152,9 @@ class Options:
     finder: str = option("", RUN, "this model shows the new one where to look", "NAME|FOLDER")
     wide: bool = option(False, RUN, "with a --finder, look at the whole slices too: slower, surer")
     blend: float = option(0.0, RUN, "share of the finder's own answer in the mean of both", "X")
+    views: tuple[str, ...] = option(
+        (), RUN, "with a --finder, the models of other views to answer with", "NAME|FOLDER"
+    )
     resume: bool = option(False, RUN, "go on after the last finished epoch in the output")
     keep: str = option("best", RUN, "which epoch's weights ship", choices=("best", "last"))
     install: bool = option(False, RUN, "put the model where KidneySeg lists it")
@@ -171,11 +176,16 @@ class Options:
                 )
         if self.around and not self.crop:
             raise UsageError("--around needs the size of the squares; give --crop as well.")
-        for name in ("blend", "wide"):
+        for name in ("blend", "wide", "views"):
             if getattr(self, name) and not self.finder:
                 raise UsageError(f"{flag(name)} is for what a finder shows; give --finder as well.")
         if self.prior and not self.finder:
             raise UsageError("--prior is what a finder thinks; give --finder as well.")
+        if self.finder and self.view != "axial":
+            raise UsageError(
+                "--finder is for the network that looks at axial slices; give those of other views "
+                "to it with --views."
+            )
         if self.finder and self.in_channels > 1:
             raise UsageError("--finder is for CT; leave it out for colour pictures.")
         if self.finder and not self.around:
@@ -257,6 +267,7 @@ class Options:
             slice_mm=self.slice_mm or None,
             context_mm=self.context_mm,
             crop=not self.no_body_crop,
+            view=self.view,
         )
 
     @property
@@ -396,5 +407,6 @@ def _of_model(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "slice_mm": preprocessing.slice_mm or 0.0,
         "context_mm": preprocessing.context_mm,
         "no_body_crop": not preprocessing.crop,
+        "view": preprocessing.view,
     }
     return shape, sight

@@ -11,7 +11,8 @@ A recipe is a JSON file::
     }
 
 Generated CTs, if any, train as ``extra`` cases. Every stage is a training run with the options of
-`Options`; its ``finder``, and what it starts from with ``init_from``, are models of earlier stages.
+`Options`; its ``finder``, its list of ``views``, and what it starts from with ``init_from``, are
+models of earlier stages.
 The last stage's model is the recipe's.
 """
 
@@ -48,7 +49,7 @@ from UNetTrainerLib.train import train
 SIDES = "sides.nii.gz"  # beside a case's labels: 1 left, 2 right
 RESULTS, TABLE = "results.json", "results.md"
 # A stage is told by these where it is; the recipe has no say in them.
-_ROLES = ("finder", "init_from")  # what an earlier stage can be to a later one
+_ROLES = ("finder", "init_from", "views")  # what earlier stages can be to a later one
 _PLACES = ("data", "extra", "output", "cache", "split", "folds", "fold", "resume", "progress")
 
 
@@ -95,11 +96,12 @@ def read_recipe(path: Path | str) -> Recipe:
         if wrong:
             raise UsageError(f"Stage {name} of {path} has {wrong[0]!r}, which is no choice of it.")
         for role in _ROLES:
-            if given.get(role) and given[role] not in stages:
-                raise UsageError(
-                    f"Stage {name} of {path} wants {given[role]!r} as {role}, which is no earlier "
-                    "stage."
-                )
+            for wanted in _named(given.get(role)):
+                if wanted not in stages:
+                    raise UsageError(
+                        f"Stage {name} of {path} wants {wanted!r} as {role}, which is no earlier "
+                        "stage."
+                    )
         alone = {key: value for key, value in given.items() if key != "init_from"}
         resolve({"output": "x", **alone})  # what cannot work together is said before any training
         stages[name] = given
@@ -145,8 +147,9 @@ def follow(
             "name": recipe.name if name == list(recipe.stages)[-1] else f"{recipe.name}-{name}",
         }
         for role in _ROLES:
-            if choices.get(role):
-                options[role] = str(home / choices[role] / "model")
+            folders = [str(home / earlier / "model") for earlier in _named(choices.get(role))]
+            if folders:
+                options[role] = tuple(folders) if role == "views" else folders[0]
         model = _finished(place / "model", resolve(options).epochs)
         if model is not None:
             continue
@@ -155,6 +158,11 @@ def follow(
         model = train(resolve(options), progress, cancelled)
     assert model is not None
     return model
+
+
+def _named(stages: str | Sequence[str] | None) -> Sequence[str]:
+    """The stages that a role names: none, one, or a list."""
+    return [stages] if isinstance(stages, str) else stages or []
 
 
 def _finished(folder: Path, epochs: int) -> Model | None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +53,8 @@ class Augmentation:
     Attributes:
         rotation_degrees, shear, shift: largest absolute values; the shift is a share of the field.
         zoom: largest factor, also its inverse; covers unknown pixel spacings.
+        stretch: rows against columns, largest logarithm of either's factor; a large one covers
+            slices of unknown distance, seen from the side.
         mirror: probability of exchanging left and right of the picture. Sides are told apart by
             position after the network, so the kidney label stays right.
         elastic_pixels: standard deviation of smooth displacements.
@@ -73,6 +75,7 @@ class Augmentation:
     shear: float = 0.1
     shift: float = 0.08
     zoom: float = 1.3
+    stretch: float = 0.05
     mirror: float = 0.3
     elastic_pixels: float = 3.0
     gain: float = 0.15
@@ -93,23 +96,26 @@ class Augmentation:
         return self.zoom > 1 or any(moving)
 
 
+_STRONG = Augmentation(
+    rotation_degrees=25,
+    shift=0.15,
+    zoom=1.45,
+    mirror=0.5,
+    gain=0.2,
+    offset_hu=25,
+    noise_hu=30,
+    blur=0.25,
+    floor=0.2,
+    lesion=0.0,
+    lone=0.15,
+    thicker=0.3,
+    field_of_view=0.1,
+)
+
 AUGMENTATIONS = {
     "full": Augmentation(),
-    "strong": Augmentation(
-        rotation_degrees=25,
-        shift=0.15,
-        zoom=1.45,
-        mirror=0.5,
-        gain=0.2,
-        offset_hu=25,
-        noise_hu=30,
-        blur=0.25,
-        floor=0.2,
-        lesion=0.0,
-        lone=0.15,
-        thicker=0.3,
-        field_of_view=0.1,
-    ),
+    "strong": _STRONG,
+    "strong-stretched": replace(_STRONG, stretch=0.2),
     "light": Augmentation(
         rotation_degrees=8,
         shear=0,
@@ -121,7 +127,7 @@ AUGMENTATIONS = {
         blur=0,
         field_of_view=0,
     ),
-    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
 }
 
 
@@ -401,7 +407,7 @@ def displacements(
     rows, columns = window.rows, window.columns
     angle = np.deg2rad(rng.uniform(-how.rotation_degrees, how.rotation_degrees))
     zoom = how.zoom ** rng.uniform(-1, 1)
-    stretch = np.exp(rng.uniform(-0.05, 0.05)) if how.zoom > 1 else 1.0
+    stretch = np.exp(rng.uniform(-how.stretch, how.stretch)) if how.stretch > 0 else 1.0
     shear = rng.uniform(-how.shear, how.shear)
     flip = -1.0 if rng.random() < how.mirror else 1.0
     down, across = rng.uniform(-how.shift, how.shift, 2) * (rows - 2 * edge, columns - 2 * edge)

@@ -31,7 +31,7 @@ from KidneySegLib.writing import write_json
 from UNetTrainerLib.cache import CachedCase, build_cache
 from UNetTrainerLib.candidates import smallest_kidney_ml
 from UNetTrainerLib.card import card, readme
-from UNetTrainerLib.cases import Split, find_everything, split_cases, write_split
+from UNetTrainerLib.cases import Case, Split, find_everything, split_cases, write_split
 from UNetTrainerLib.check import check, table, usable_cases
 from UNetTrainerLib.checkpoint import LAST, SafetensorsIO, check_settings
 from UNetTrainerLib.distributed import launched
@@ -88,6 +88,7 @@ def train(
             f"--finder {options.finder} has a finder of its own; give that one, "
             f"{finder.finder.folder}."
         )
+    views = tuple(find_model(view) for view in options.views)
     data = prepare(options, output, progress, finder if options.prior else None)
     if data is None:
         return None
@@ -104,6 +105,7 @@ def train(
         labels=options.labels,
         finder=finder,
         search=None if finder is None else Search(wide=options.wide, blend=options.blend),
+        views=views,
         smallest_kidney_ml=smallest_kidney_ml(
             (item.labels() > 0, item.spacing_mm) for item in data.training if not item.case.is_slice
         ),
@@ -248,6 +250,8 @@ def prepare(
         usable_data = [case for case in cases if case in usable]
         split = split_cases(usable_data, options.split, options.folds, options.fold)
         extra = [case for case in extra if case in usable]
+        if options.view != "axial":
+            split, extra = volumes_alone(split, extra, options, progress)
         cached = build_cache(
             [*split.training, *split.validation, *extra],
             cache,
@@ -260,12 +264,33 @@ def prepare(
     return Data(split, cached[:first], cached[first:second], cached[second:])
 
 
+def volumes_alone(
+    split: Split, extra: list[Case], options: Options, progress: Progress
+) -> tuple[Split, list[Case]]:
+    """Without the single slices, which show nothing from another side.
+
+    Raises:
+        UsageError: nothing is left to train on.
+    """
+    parts = (split.training, split.validation, extra)
+    kept = [tuple(case for case in cases if not case.is_slice) for cases in parts]
+    left_out = sum(map(len, parts)) - sum(map(len, kept))
+    if left_out:
+        progress.line(f"{left_out} single slices left out: they have no {options.view} view")
+    if not kept[0]:
+        raise UsageError(
+            f"--view {options.view} needs volumes to train on, and there are only single slices; "
+            "give volumes with --data."
+        )
+    return replace(split, training=kept[0], validation=kept[1]), list(kept[2])
+
+
 def settings(options: Options, data: Data) -> dict[str, Any]:
     """What a resumed run must share with the one before."""
     free = (
         "data", "extra", "output", "cache", "resume", "device", "devices", "nodes", "workers",
         "check_only", "skip_bad", "install", "progress", "split", "folds", "fold", "preset",
-        "init_from", "finder",
+        "init_from", "finder", "views",
     )  # fmt: skip
     choices = {name: value for name, value in asdict(options).items() if name not in free}
     parts = {"training": data.training, "validation": data.validation, "extra": data.extra}
