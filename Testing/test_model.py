@@ -91,7 +91,7 @@ CARDS = {
     "broken JSON": (lambda f: (f / CARD_FILE).write_text('{"format": 1,'), "cannot be read"),
     "binary": (lambda f: (f / CARD_FILE).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     "a list": (lambda f: (f / CARD_FILE).write_text("[]"), "does not describe a model"),
-    "a later format": (lambda f: edit(f, format=3), "format 3 .* reads formats 1 and 2"),
+    "a later format": (lambda f: edit(f, format=4), "format 4 .* reads formats 1 to 3"),
     "no format": (lambda f: edit(f, format=...), "format None"),
     "no name": (lambda f: edit(f, name=...), "lacks the entry 'name'"),
     "no labels": (lambda f: edit(f, labels=...), "lacks the entry 'labels'"),

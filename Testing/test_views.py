@@ -13,7 +13,8 @@ import toys
 from KidneySegLib.answer import answer as answer_of
 from KidneySegLib.errors import ModelError
 from KidneySegLib.geometry import to_axial
-from KidneySegLib.model import FORMAT_WITH_VIEWS, load_model
+from KidneySegLib.model import FORMAT_WITH_VIEWS, load_model, save_model
+from KidneySegLib.network import NetworkParameters
 from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import (
     VIEWS,
@@ -204,3 +205,21 @@ def test_a_linear_function_comes_through_interpolation_unchanged():
     inside = np.clip(want[0], 0, 5)
     expected = inside[:, None, None] * 2 - want[1][:, None] * 3 + np.array([3.0, 3.0])
     assert interpolated(values, have, want) == pytest.approx(expected)
+
+
+def test_a_folder_in_half_precision_is_half_as_large_and_answers_alike(tmp_path):
+    network = NetworkParameters(features=4, depth=3)
+    full = toys.random_model(tmp_path / "full", network)
+    half = save_model(
+        replace(full, half_weights=True), full.load_network().state_dict(), tmp_path / "half"
+    )
+    sizes = [(one.folder / "weights.safetensors").stat().st_size for one in (full, half)]
+    assert sizes[1] < 0.65 * sizes[0]
+    loaded = load_model(half.folder)
+    assert loaded.half_weights
+    again = save_model(loaded, loaded.load_network().state_dict(), tmp_path / "again")
+    assert again.digest == loaded.digest, "nothing is lost twice"
+    slices = np.random.default_rng(0).random((2, 1, 32, 32), dtype=np.float32)
+    one, other = (TorchBackend(model, "cpu", "float32")(slices) for model in (full, loaded))
+    assert np.abs(one - other).max() < 0.01
+    assert (one != other).any()

@@ -68,6 +68,8 @@ class Model:
         second_look: how found components are looked at again; without it, they are not.
         smallest_kidney_ml: least volume of a kidney to be believed, from the masks it was trained
             on; None where they did not tell.
+        half_weights: weights of convolutions are stored in half precision, which halves the folder;
+            a network computes with what it is told to all the same.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Model:
     views: tuple[Model, ...] = ()
     second_look: SecondLook | None = None
     smallest_kidney_ml: float | None = None
+    half_weights: bool = False
 
     @property
     def kidney_channels(self) -> tuple[int, ...]:
@@ -362,6 +365,7 @@ def load_model(folder: Path | str) -> Model:
             raise ModelError(f"{card_path} is not usable: it has the unknown view {view!r}.")
         views.append(load_model(folder / VIEWS_FOLDER / view))
     look, smallest = (card.pop(key, None) for key in ("second_look", "smallest_kidney_ml"))
+    half = card.pop("half_weights", False)
     try:
         model = Model(
             name=_text(card.pop("name")),
@@ -376,6 +380,7 @@ def load_model(folder: Path | str) -> Model:
             views=tuple(views),
             second_look=None if look is None else SecondLook.from_dict(look),
             smallest_kidney_ml=None if smallest is None else float(smallest),
+            half_weights=half,
             card=card,
             folder=folder,
         )
@@ -413,6 +418,8 @@ def _check(model: Model) -> None:
     smallest = model.smallest_kidney_ml
     if smallest is not None and not 0 <= smallest < math.inf:
         raise ValueError(f"smallest_kidney_ml must be 0 or more, not {smallest}")
+    if not isinstance(model.half_weights, bool):
+        raise ValueError(f"half_weights must be true or false, not {model.half_weights!r}")
     if (model.finder is None) != (model.search is None):
         raise ValueError("a finder and how to search with it belong together")
     if model.finder is not None and model.finder.finder is not None:
@@ -477,8 +484,10 @@ def save_model(
         if model.second_look is not None:
             weights[SECOND_LOOK_FILE] = second_look or model.load_second_look().state_dict()
         for file, tensors in weights.items():
-            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(plain, temporary / file)
+            save_file(
+                {key: _plain(value, model.half_weights) for key, value in tensors.items()},
+                temporary / file,
+            )
             (temporary / file).chmod(0o644)  # its writer keeps it to its owner
         facts = {
             "format": FORMATS[(model.finder is not None) + bool(model.views)],
@@ -503,6 +512,8 @@ def save_model(
             facts["second_look"] = model.second_look.to_dict()
         if model.smallest_kidney_ml is not None:
             facts["smallest_kidney_ml"] = model.smallest_kidney_ml
+        if model.half_weights:
+            facts["half_weights"] = True
         card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (temporary / CARD_FILE).write_text(text, encoding="utf-8")
@@ -525,6 +536,12 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return Model(**{**_fields(model), "folder": folder})
+
+
+def _plain(tensor: Tensor, half: bool) -> Tensor:
+    """As it is stored; statistics of batch norms keep their range."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain.half() if half and plain.ndim > 1 else plain
 
 
 def _fields(model: Model) -> dict[str, Any]:

@@ -157,6 +157,9 @@ class Options:
     )
     resume: bool = option(False, RUN, "go on after the last finished epoch in the output")
     keep: str = option("best", RUN, "which epoch's weights ship", choices=("best", "last"))
+    half_weights: bool = option(
+        False, RUN, "store the weights in half precision: a folder of half the size"
+    )
     install: bool = option(False, RUN, "put the model where KidneySeg lists it")
     progress: str = option("auto", RUN, "how to tell of it", choices=PROGRESS)
 

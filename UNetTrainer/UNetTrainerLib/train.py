@@ -110,6 +110,8 @@ def train(
             (item.labels() > 0, item.spacing_mm) for item in data.training if not item.case.is_slice
         ),
     )
+    if options.half_weights:
+        model = stored_in_half(model)
     torch.manual_seed(options.seed)
     network = build(model.network)
     if options.init_from:
@@ -168,6 +170,13 @@ def train(
         finished = install(finished)
         progress.line(f"installed as {finished.name}")
     return finished
+
+
+def stored_in_half(model: Model) -> Model:
+    """The same model, whose weights and those of its parts take half the room."""
+    finder = None if model.finder is None else stored_in_half(model.finder)
+    views = tuple(map(stored_in_half, model.views))
+    return replace(model, finder=finder, views=views, half_weights=True)
 
 
 def share_of(cases: int, rank: int, processes: int) -> list[int]:
@@ -290,7 +299,7 @@ def settings(options: Options, data: Data) -> dict[str, Any]:
     free = (
         "data", "extra", "output", "cache", "resume", "device", "devices", "nodes", "workers",
         "check_only", "skip_bad", "install", "progress", "split", "folds", "fold", "preset",
-        "init_from", "finder", "views",
+        "init_from", "finder", "views", "half_weights",
     )  # fmt: skip
     choices = {name: value for name, value in asdict(options).items() if name not in free}
     parts = {"training": data.training, "validation": data.validation, "extra": data.extra}
