@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
+from KidneySegLib.geometry import AxialGrid, blank_image, from_axial, grid_difference, to_axial
 
 # LPS directions of an axial array's columns, rows and slices, as the columns of a matrix.
 AXIAL = np.diag([1.0, 1.0, -1.0])
@@ -238,3 +238,16 @@ def test_the_thickness_of_a_single_slice_counts():
     image, other = axial_volume(shape=(1, 5, 7)), axial_volume(shape=(1, 5, 7))
     other.SetSpacing((0.7, 0.9, 5))
     assert "spacing" in (grid_difference(image, other) or "")
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "f4"])
+def test_what_is_written_into_a_blank_image_is_in_the_image(kind):
+    image, array = blank_image((4, 5, 7), np.dtype(kind))
+    assert image.GetSize() == (7, 5, 4) and array.dtype == kind and not array.any()
+    array[3, 1, 6] = 9
+    assert image.GetPixel(6, 1, 3) == 9
+    copy = sitk.Image(image)
+    del image
+    gc.collect()
+    array[0, 0, 0] = 5  # its memory is alive
+    assert array[3, 1, 6] == 9 and copy.GetPixel(6, 1, 3) == 9

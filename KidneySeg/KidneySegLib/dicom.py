@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from KidneySegLib.errors import InputError
 from KidneySegLib.volumes import (
     IMAGING,
+    Asked,
     Volume,
     collect,
     number_in,
@@ -272,12 +273,17 @@ def _choose_series(
     return chosen, []
 
 
-def read_dicom(folder: Path, uid: str | None, files: Iterable[Path] | None = None) -> Volume:
+def read_dicom(
+    folder: Path,
+    uid: str | None,
+    files: Iterable[Path] | None = None,
+    cancelled: Asked | None = None,
+) -> Volume:
     """The CT in a folder, or in those of its files that are named."""
     series, warnings = _choose_series(folder, uid, dicom_files(folder) if files is None else files)
     first = series.slices[0]
     if first.size[2] > 1:  # an enhanced (multi-frame) file is a volume by itself
-        volume = read_with_itk(first.path)
+        volume = read_with_itk(first.path, cancelled)
         volume.warnings[:0] = warnings
         return volume
     if not all(s.placed for s in series.slices):
@@ -294,7 +300,7 @@ def read_dicom(folder: Path, uid: str | None, files: Iterable[Path] | None = Non
     columns, rows, _ = first.size
     shape = (len(slices), rows, columns)
     with quiet():
-        voxels = collect(shape, (_dicom_pixels(s) for s in slices))
+        voxels = collect(shape, (_dicom_pixels(s) for s in slices), cancelled)
     spacing = (*first.spacing[:2], distance_mm)
     direction = np.asarray(first.direction).reshape(3, 3)
     volume = placed_image(voxels, spacing, slices[0].origin, direction, folder)

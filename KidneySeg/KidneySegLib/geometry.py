@@ -13,6 +13,7 @@ back, z to the head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -156,11 +157,29 @@ def from_axial(array: np.ndarray, grid: AxialGrid) -> sitk.Image:
     stored = array[flip].transpose(np.argsort(grid.order))
     if stored.dtype == np.bool_:
         stored = stored.view(np.uint8)
-    image = sitk.GetImageFromArray(stored)
+    image, voxels = blank_image(stored.shape, stored.dtype)
+    voxels[...] = stored
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
     image.SetDirection(grid.direction)
     return image
+
+
+def blank_image(shape: Sequence[int], dtype: Any) -> tuple[sitk.Image, np.ndarray]:
+    """A 3-D image of zeros and its voxels as an array to write to, which are the same memory.
+
+    What is put together there needs no copy to become an image.
+
+    Parameters
+    ----------
+    shape
+        (slices, rows, columns) as stored.
+    dtype
+        numpy's name of an integer or floating-point type that ITK has, too.
+    """
+    pixel = sitk.GetImageFromArray(np.zeros((1, 1, 1), dtype)).GetPixelID()
+    image = sitk.Image([int(extent) for extent in reversed(shape)], pixel)
+    return image, np.asarray(_Memory(image, writeable=True))
 
 
 def grid_difference(a: sitk.Image, b: sitk.Image) -> str | None:
@@ -224,19 +243,17 @@ def _closest_axes(direction: np.ndarray) -> tuple[int, int, int]:
 class _Memory:
     """Lends an image's voxels to numpy and keeps the image alive as long as they are in use."""
 
-    def __init__(self, image: sitk.Image) -> None:
+    def __init__(self, image: sitk.Image, writeable: bool = False) -> None:
         self._image = image
         # The interface's dictionary is all that is taken; it points into the image's buffer.
-        self.__array_interface__ = {
-            **sitk.GetArrayViewFromImage(image).__array_interface__,
-        }
+        interface = sitk.GetArrayViewFromImage(image).__array_interface__
+        address, _ = interface["data"]
+        self.__array_interface__ = {**interface, "data": (address, not writeable)}
 
 
 def _view(image: sitk.Image) -> np.ndarray:
     """The voxels of an image as a read-only array, without a copy."""
-    view = np.asarray(_Memory(image))
-    view.flags.writeable = False
-    return view
+    return np.asarray(_Memory(image))
 
 
 def _three(values: Any) -> Any:

@@ -24,6 +24,7 @@ from KidneySegLib.volumes import (
     SHEAR_DEGREES,
     SLAB_VOXELS,
     STRAIGHTENED,
+    Asked,
     Volume,
     check_shape,
     collect,
@@ -84,7 +85,7 @@ def _nifti_header(start: bytes, path: Path) -> _NiftiHeader:
     )
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, cancelled: Asked | None = None) -> Volume:
     with open_file(path) as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -109,7 +110,8 @@ def read_nifti(path: Path) -> Volume:
                 f"{path} is truncated (its header promises {needed} bytes); {ANOTHER_COPY}."
             )
         with complete_gzip(path):
-            voxels = collect(header.size[2::-1], _nifti_slabs(stream, header, path))
+            slabs = _nifti_slabs(stream, header, path)
+            voxels = collect(header.size[2::-1], slabs, cancelled)
     volume = placed_as_read(voxels, reader, path)
     volume.warnings += warnings
     volume.rescaled = header.intercept != 0

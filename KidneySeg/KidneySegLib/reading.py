@@ -20,6 +20,7 @@ from KidneySegLib.nifti import read_nifti
 from KidneySegLib.volumes import (
     ANOTHER_COPY,
     IMAGING,
+    Asked,
     Volume,
     check_shape,
     collect,
@@ -64,7 +65,11 @@ class Scan:
 
 
 def read_ct(
-    path: Path | str, series_uid: str | None = None, files: Sequence[Path] | None = None
+    path: Path | str,
+    series_uid: str | None = None,
+    files: Sequence[Path] | None = None,
+    *,
+    cancelled: Asked | None = None,
 ) -> Scan:
     """Read a CT.
 
@@ -78,23 +83,27 @@ def read_ct(
         slices with the most slices is read, unless several might be meant.
     files
         Of a DICOM folder, the files to look at; by default all of them.
+    cancelled
+        Asked every few slices; true stops the reading.
 
     Raises
     ------
+    Cancelled
+        ``cancelled()`` became true.
     InputError
         There is no such file, it is damaged, it is not a 3-D scalar volume, or the DICOM
         folder has no series to choose, several, or one with missing slices.
     """
     path = Path(path)
     if files or is_dicom_folder(path):
-        volume = read_dicom(path, series_uid, files)
+        volume = read_dicom(path, series_uid, files, cancelled)
     else:
         source = _file_of(path)
         if series_uid is not None:
             raise InputError(
                 f"{path} is not a DICOM folder and has no series to choose; leave out --series."
             )
-        volume = _read_file(source)
+        volume = _read_file(source, cancelled)
     return _as_ct(volume, path)
 
 
@@ -215,13 +224,13 @@ def _file_of(path: Path) -> Path:
     return source
 
 
-def _read_file(path: Path) -> Volume:
+def _read_file(path: Path, cancelled: Asked | None = None) -> Volume:
     with open_file(path) as file:
         start = file.read(352)
         if start[:2] == b"\x1f\x8b" and path.name.lower().endswith(".gz"):
             start = unzipped_start(path)
     if start[344:348] == b"n+1\0":
-        return read_nifti(path)
+        return read_nifti(path, cancelled)
     if start[4:8] == b"n+2\0":
         raise InputError(f"{path} is NIfTI-2, which is not supported; save it as NIfTI-1.")
     if path.name.lower().endswith((".nii.gz", ".nii")):
@@ -231,7 +240,7 @@ def _read_file(path: Path) -> Volume:
             raise InputError(
                 f"{path} is called NIfTI but is none (no NIfTI header); {ANOTHER_COPY}."
             )
-    return read_with_itk(path)
+    return read_with_itk(path, cancelled)
 
 
 def oddities(name: Path | str, volume: Volume) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,11 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from KidneySegLib.errors import InputError
+from KidneySegLib.errors import Cancelled, InputError
+from KidneySegLib.geometry import blank_image
+
+# Whether to stop.
+Asked = Callable[[], bool]
 
 # What a voxel that is not a number is taken for: air, in Hounsfield units.
 AIR_HU = -1024
@@ -48,7 +52,7 @@ STRAIGHTENED = (
 class _Voxels(NamedTuple):
     """int16 or float32 values with what was seen on the way."""
 
-    array: np.ndarray  # slices, rows, columns as stored
+    image: sitk.Image  # on no grid yet
     not_finite: int  # voxels that were NaN or infinite and now are AIR_HU
     low: float  # of the finite ones; infinity if there is none
     high: float  # minus infinity if there is none
@@ -199,12 +203,12 @@ def check_shape(path: Path, header: sitk.ImageFileReader | sitk.Image) -> None:
         raise InputError(f"{path} has no usable voxel spacing or position; {ANOTHER_COPY}.")
 
 
-def read_with_itk(path: Path) -> Volume:
+def read_with_itk(path: Path, cancelled: Asked | None = None) -> Volume:
     reader = header_of(path)
     check_shape(path, reader)
     with quiet():
         try:
-            voxels = _itk_voxels(reader)
+            voxels = _itk_voxels(reader, cancelled)
         except RuntimeError as error:
             raise InputError(
                 f"{path} cannot be read, it is damaged or truncated; {ANOTHER_COPY}."
@@ -220,7 +224,7 @@ def read_with_itk(path: Path) -> Volume:
     return volume
 
 
-def _itk_voxels(reader: sitk.ImageFileReader) -> _Voxels:
+def _itk_voxels(reader: sitk.ImageFileReader, cancelled: Asked | None) -> _Voxels:
     """The voxels of a file, in parts where its format allows that.
 
     Raises
@@ -230,8 +234,13 @@ def _itk_voxels(reader: sitk.ImageFileReader) -> _Voxels:
     """
     size = reader.GetSize()
     if reader.CanStreamRead() and len(size) == 3:
-        return collect(size[::-1], _streamed(reader))
+        return collect(size[::-1], _streamed(reader), cancelled)
     image = reader.Execute()
+    if image.GetDimension() == 3 and image.GetPixelID() == sitk.sitkInt16:
+        stored = sitk.GetArrayViewFromImage(image)
+        for key in image.GetMetaDataKeys():
+            image.EraseMetaData(key)
+        return _Voxels(image, 0, float(stored.min()), float(stored.max()))
     stored = sitk.GetArrayViewFromImage(image).reshape(size[2::-1])
     return collect(stored.shape, slabs_of(stored))
 
@@ -254,12 +263,22 @@ def slabs_of(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[first : first + step]
 
 
-def collect(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> _Voxels:
-    """Slabs of any type put together as int16, or float32 once a value does not fit that."""
-    array: np.ndarray = np.empty(shape, dtype=np.int16)
+def collect(
+    shape: Sequence[int], slabs: Iterable[np.ndarray], cancelled: Asked | None = None
+) -> _Voxels:
+    """Slabs of any type put together as int16, or float32 once a value does not fit that.
+
+    Raises
+    ------
+    Cancelled
+        ``cancelled()``, which is asked before each slab, became true.
+    """
+    image, array = blank_image(shape, np.int16)
     not_finite, low, high = 0, np.inf, -np.inf
     at = 0
     for slab in slabs:
+        if cancelled is not None and cancelled():
+            raise Cancelled("Cancelled; nothing was written.")
         if slab.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 slab = slab.astype(np.float32, copy=False)
@@ -278,12 +297,12 @@ def collect(shape: Sequence[int], slabs: Iterable[np.ndarray]) -> _Voxels:
         low, high = min(low, slab_low), max(high, slab_high)
         fits = whole and (slab_low > slab_high or (slab_low >= -32768 and slab_high <= 32767))
         if array.dtype == np.int16 and not fits:
-            wider = np.empty(shape, dtype=np.float32)
+            image, wider = blank_image(shape, np.float32)
             wider[:at] = array[:at]
             array = wider
         array[at : at + len(slab)] = slab
         at += len(slab)
-    return _Voxels(array, not_finite, low, high)
+    return _Voxels(image, not_finite, low, high)
 
 
 def placed_as_read(
@@ -312,7 +331,7 @@ def placed_image(
         left, _, right = np.linalg.svd(direction)
         direction = left @ right
         warnings.append(STRAIGHTENED.format(path=path, degrees=off))
-    image = sitk.GetImageFromArray(voxels.array)
+    image = voxels.image
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     image.SetDirection(direction.ravel().tolist())
