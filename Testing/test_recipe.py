@@ -63,6 +63,9 @@ def test_stages_of_other_views_answer_together_with_the_last(cases: Path, tmp_pa
     model = follow(recipe, [str(cases)], tmp_path / "run")
     (view,) = model.views
     assert view.preprocessing.view == "coronal" and view.preprocessing.pixel_mm == 6.0
+    options = model.card["training"]["options"]
+    assert (options["finder"], options["views"]) == ("finder", ["side"]), "no paths of a machine"
+    assert str(tmp_path) not in (model.folder / "model.json").read_text()
     with pytest.raises(UsageError, match="no earlier stage"):
         read_recipe(written(tmp_path, [FINDER, last]))
 

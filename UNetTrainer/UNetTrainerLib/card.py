@@ -64,7 +64,11 @@ def card(
             "commit": _commit(),
             "torch": torch.__version__.split("+")[0],
             "machine": _machine(run),
-            "options": {k: v for k, v in asdict(options).items() if k not in PLACES},
+            "options": {
+                name: _named(name, value)
+                for name, value in asdict(options).items()
+                if name not in PLACES
+            },
             "command": _command(options),
             "epoch": row["epoch"],
             "seconds": round(sum(r["seconds"] for r in run.rows), 1),
@@ -123,12 +127,24 @@ def _command(options: Options) -> str:
             continue
         if isinstance(value, bool):
             parts.append(flag(name))
-        elif isinstance(value, tuple):
-            parts.append(f"{flag(name)} {' '.join(Path(folder).name for folder in value)}")
         else:
-            text = Path(value).name if name in ("output", "init_from") else value
+            value = _named(name, value)
+            text = " ".join(value) if isinstance(value, list) else value
             parts.append(f"{flag(name)} {text}")
     return " ".join(parts)
+
+
+def _named(option: str, value: Any) -> Any:
+    """What an option says, with the folders' names in place of their paths."""
+    if isinstance(value, tuple):
+        return [_name(folder) for folder in value]
+    return _name(value) if option in ("output", "init_from", "finder") and value else value
+
+
+def _name(folder: str) -> str:
+    """Of a folder; of the model of a training run, that of the run's."""
+    path = Path(folder)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _finite(value: float) -> float | None:
