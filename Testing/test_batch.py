@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import slicerhost
 import toys
 from test_reading import ROOT, write_series
 
-from KidneySegLib import batch, bundle, predict, segment
+from KidneySegLib import batch, bundle, predict, reading, segment
+from KidneySegLib import writing as writing_room
 from KidneySegLib.errors import KidneySegError
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.reading import read_ct
@@ -26,6 +29,8 @@ from KidneySegLib.writing import MERGED, SIDES
 
 KIDNEYSEG = Path(__file__).resolve().parent.parent / "KidneySeg"
 SCRIPT = KIDNEYSEG / "Scripts" / "segment_batch.py"
+# Only a test that fails waits so long.
+PATIENCE_S = 30
 
 
 @pytest.fixture
@@ -331,6 +336,69 @@ def test_a_result_that_cannot_be_written_is_an_error_of_its_case(run, tmp_path, 
     assert "cannot be written" in found["deep/ct"]["error"] and found["case_00001"]["error"] == ""
 
 
+def test_a_disk_that_is_full_for_a_while_fails_the_ct_that_met_it(run, tmp_path, cts, monkeypatch):
+    write = writing_room.write_labels
+
+    def write_labels(labels, path, segments):
+        write(labels, path, segments)
+        if "case_00001" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing_room, "write_labels", write_labels)
+    assert run()[0] == 1
+    found = rows(tmp_path / "out")
+    assert "the disk is full" in found["case_00001"]["error"] and not found["deep/ct"]["error"]
+    assert found["case_00001"]["left_ml"] == "" and float(found["case_00001"]["seconds"]) > 0
+    assert files(tmp_path / "out") == ["deep/ct_kidneys.seg.nrrd", "results.csv"]
+
+
+def test_a_defect_in_reading_fails_its_ct_alone(run, tmp_path, cts, monkeypatch):
+    read = reading.read_ct
+
+    def read_ct(path, *arguments, **options):
+        if "case_00001" in str(path):
+            raise MemoryError("too large")
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(reading, "read_ct", read_ct)
+    assert run()[0] == 1
+    found = rows(tmp_path / "out")
+    assert list(found) == ["case_00001", "deep/ct"] and not found["deep/ct"]["error"]
+    assert found["case_00001"]["error"].endswith("MemoryError: too large")
+
+
+def test_the_next_ct_is_read_and_the_last_one_written_while_one_is_computed(
+    run, tmp_path, cts, toy_ct, monkeypatch
+):
+    shutil.copy(toy_ct, cts / "last.nii.gz")
+    events = {name: threading.Event() for name in ("read", "written", "computing")}
+    read, walk, write = reading.read_ct, segment.segment, writing_room.write_labels
+
+    def read_ct(path, *arguments, **options):
+        scan = read(path, *arguments, **options)
+        if path.name == "last.nii.gz":
+            events["read"].set()
+        return scan
+
+    def second(scan, *arguments, **options):
+        if scan.name == "ct":
+            events["computing"].set()
+            assert events["read"].wait(PATIENCE_S) and events["written"].wait(PATIENCE_S)
+        return walk(scan, *arguments, **options)
+
+    def write_labels(labels, path, segments):
+        if "case_00001" in path.name:
+            assert events["computing"].wait(PATIENCE_S)
+        write(labels, path, segments)
+        events["written"].set()
+
+    monkeypatch.setattr(reading, "read_ct", read_ct)
+    monkeypatch.setattr(segment, "segment", second)
+    monkeypatch.setattr(writing_room, "write_labels", write_labels)
+    assert run()[0] == 0
+    assert list(rows(tmp_path / "out")) == ["case_00001", "deep/ct", "last"]
+
+
 def test_a_table_that_somebody_has_open_does_not_stop_the_batch(run, tmp_path, cts, monkeypatch):
     """As Excel locks it on Windows."""
     write, tries = batch.Table.write, []
@@ -430,6 +498,31 @@ def test_a_stopped_batch_keeps_what_is_finished_and_goes_on(run, tmp_path, cts, 
     assert files(tmp_path / "out") == ["case_00001_kidneys.seg.nrrd", "results.csv"]
     code, out, _ = run()
     assert code == 0 and redone(out) == ["deep/ct"]
+
+
+def test_a_stop_lets_the_result_that_is_being_written_become_whole(run, tmp_path, cts, monkeypatch):
+    writing, stopped = threading.Event(), threading.Event()
+    write, walk = writing_room.write_labels, segment.segment
+
+    def write_labels(*arguments):
+        writing.set()
+        assert stopped.wait(PATIENCE_S)
+        write(*arguments)
+
+    def stopping(scan, *arguments, **options):
+        if scan.name == "ct":
+            assert writing.wait(PATIENCE_S)
+            stopped.set()
+            raise KeyboardInterrupt
+        return walk(scan, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing_room, "write_labels", write_labels)
+        patch.setattr(segment, "segment", stopping)
+        assert run()[0] == 130
+    assert files(tmp_path / "out") == ["case_00001_kidneys.seg.nrrd", "results.csv"]
+    assert list(rows(tmp_path / "out")) == ["case_00001"]
+    assert redone(run()[1]) == ["deep/ct"]
 
 
 def test_signals_are_given_back(run, cts):

@@ -18,7 +18,8 @@ import toys
 from PIL import Image
 from toys import everything_in
 
-from KidneySegLib import cli
+from KidneySegLib import cli, reading, segment, volumes, writing
+from KidneySegLib.commands import models as models_command
 from KidneySegLib.network import NetworkParameters
 
 KIDNEYSEG = Path(__file__).resolve().parent.parent / "KidneySeg"
@@ -111,6 +112,25 @@ def test_report_reference_and_overlay_of_one_run(run, tmp_path, toy_ct, toy_side
     with Image.open(tmp_path / "o.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 100
     assert sorted(everything_in(tmp_path)) == ["k.nii.gz", "o.png", "r.json"]
+
+
+def test_profile_says_how_long_each_part_took(run, tmp_path, cases):
+    options = ("--profile", "--progress", "lines", "--report", tmp_path / "r.json")
+    paths = (cases / "case_00001", cases / "case_00002")
+    code, out, err = run("segment", *paths, "--output", tmp_path / "out", *options)
+    assert code == 0 and all(json.loads(line) for line in out.splitlines())
+    table = err.splitlines()[2:]
+    found = {line[:10].strip(): float(line[10:].split()[0]) for line in table}
+    rooms = ["start", "read", "prepare", "predict", "kidneys", "measure", "write", "whole run"]
+    assert list(found) == rooms and table[-1].endswith(" s   100%")
+    reports = json.loads((tmp_path / "r.json").read_text())["cases"]
+    for room in rooms[1:-1]:
+        spent = [report["seconds"][room] for report in reports]
+        assert min(spent) > 0 and found[room] == pytest.approx(sum(spent), abs=0.006)
+    for report in reports:
+        assert list(report["seconds"]) == [*rooms[1:-1], "total"]
+        *parts, total = report["seconds"].values()
+        assert sum(parts) <= total + 1e-9
 
 
 def test_a_merged_reference_gives_one_figure(run, tmp_path, toy_ct, toy_kidney):
@@ -214,22 +234,69 @@ def test_one_bad_input_does_not_stop_the_others(run, tmp_path, cases, toy_sides)
 
 
 def test_a_ct_too_large_for_the_memory_does_not_stop_the_others(run, tmp_path, cases, monkeypatch):
-    from KidneySegLib import segment as walk
+    read = reading.read_ct
 
-    read = walk.read_ct
-
-    def read_ct(path, series_uid):
+    def read_ct(path, *arguments, **options):
         if "case_00001" in str(path):
             raise MemoryError("cannot allocate")
-        return read(path, series_uid)
+        return read(path, *arguments, **options)
 
-    monkeypatch.setattr(walk, "read_ct", read_ct)
+    monkeypatch.setattr(reading, "read_ct", read_ct)
     code, out, err = run(
         "segment", cases / "case_00001", cases / "case_00002", "--output", tmp_path / "out"
     )
     assert code == 1 and out.startswith("case_00002: ")
     assert "case_00001: MemoryError: cannot allocate" in err.splitlines()[0]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00002_kidneys.nii.gz"]
+
+
+def test_several_inputs_are_read_and_written_beside_computing(run, tmp_path, cases, monkeypatch):
+    events = {name: threading.Event() for name in ("read", "computing")}
+    read, walk, write = reading.read_ct, segment.segment, writing.write_labels
+
+    def read_ct(path, *arguments, **options):
+        scan = read(path, *arguments, **options)
+        if path.name == "case_00002":
+            events["read"].set()
+        return scan
+
+    def computing(scan, *arguments, **options):
+        if scan.name == "case_00001":
+            assert events["read"].wait(30)
+        else:
+            events["computing"].set()
+        return walk(scan, *arguments, **options)
+
+    def write_labels(labels, path, segments):
+        if "case_00001" in path.name:
+            assert events["computing"].wait(30)
+        write(labels, path, segments)
+
+    monkeypatch.setattr(reading, "read_ct", read_ct)
+    monkeypatch.setattr(segment, "segment", computing)
+    monkeypatch.setattr(writing, "write_labels", write_labels)
+    code, out, err = run(
+        "segment", cases / "case_00001", cases / "case_00002", "--output", tmp_path / "out"
+    )
+    assert (code, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()] == ["case_00001", "case_00002"]
+
+
+def test_what_is_said_while_a_file_is_read_is_heard(capfd, monkeypatch):
+    """Reading keeps the C++ libraries off standard error, and they share it with us."""
+
+    def speak(options):
+        with volumes.quiet():
+            os.write(2, b"from a library\n")
+            print("from us", file=sys.stderr)
+        return 0
+
+    stream = os.fdopen(2, "w", closefd=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(models_command, "run", speak)
+    assert cli.main(["models"]) == 0
+    assert sys.stderr is stream
+    assert capfd.readouterr().err == "from us\n"
 
 
 def test_of_a_case_folder_the_reference_that_tells_sides_is_taken(run, tmp_path, cases, toy_sides):

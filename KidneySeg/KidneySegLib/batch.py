@@ -1,15 +1,15 @@
 """A batch: every CT of a folder or a list, a segmentation each, and one table of all results.
 
 `segment_batch.py` runs it, in 3D Slicer without its window or in plain Python. The walk of each CT
-is `segment()`, as everywhere. Each result is written whole or not at all, and the table after each
-CT: a batch that was stopped, by whatever, goes on where it was when the same line is run again.
+is `segment()`, as everywhere; meanwhile the next one is read and the last one written. Each result
+is written whole or not at all, and the table after each CT: a batch that was stopped, by whatever,
+goes on where it was when the same line is run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import gc
 import hashlib
 import json
 import signal
@@ -17,21 +17,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from KidneySegLib import __version__
-from KidneySegLib.cli import Parser, fail
+from KidneySegLib.cli import Parser, fail, own_stderr
 from KidneySegLib.commands.common import LABELS
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
+
     from KidneySegLib.finding import Case, LeftOut
     from KidneySegLib.model import Model
-    from KidneySegLib.predict import TorchBackend
+    from KidneySegLib.pipeline import Turn
+    from KidneySegLib.reading import LabelMap, Scan
     from KidneySegLib.segment import Result
 
 TABLE = "results.csv"
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:
-        with _stopped_by_signals():
+        with own_stderr(), _stopped_by_signals():
             return run(options)
     except KidneySegError as error:
         return fail(error, error.exit_code, options)
@@ -217,10 +220,13 @@ def run(options: argparse.Namespace) -> int:
         flush=True,
     )
     if waiting:
-        from KidneySegLib.predict import TorchBackend
+        # Before there are threads: what two of them import at once, one may see half.
+        import KidneySegLib.reading  # noqa: F401
+        from KidneySegLib.pipeline import pipeline
 
-        backend = TorchBackend(model, options.device, options.precision)
-        _work(waiting, done, states, backend, options, table)
+        # Slicer's scene, in which bundles are made, belongs to the main thread.
+        walk = _Batch(model, options, table, states, len(cases), done)
+        pipeline(waiting, walk, write_aside=not options.mrb)
     table.write([case.name for case in cases])
     failed = [case for case in cases if table.rows[case.name]["error"]]
     if failed:
@@ -299,76 +305,114 @@ def _keep_inputs(cases: Sequence[Case], options: argparse.Namespace) -> None:
             raise UsageError(f"{path} is an input and is not overwritten; give another --output.")
 
 
-def _work(
-    cases: Sequence[Case],
-    done: int,
-    states: dict[str, str],
-    backend: TorchBackend,
-    options: argparse.Namespace,
-    table: Table,
-) -> None:
-    """Segment each case and note in the table how it went."""
-    started = time.perf_counter()
-    for number, case in enumerate(cases, start=1):
+@dataclass(frozen=True)
+class _Read:
+    """A CT as it was read; without a scan it is a label map under another name."""
+
+    scan: Scan | None
+    reference: LabelMap | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is written of a CT: the cells of its row, its labels, the CT itself if asked for."""
+
+    cells: dict[str, str]
+    labels: sitk.Image | None = None
+    scan: Scan | None = None
+
+
+@dataclass
+class _Batch:
+    """The walk of each CT, for `pipeline`; how it went is noted in the table.
+
+    Attributes
+    ----------
+    done
+        How many CTs of the batch earlier runs have done.
+    """
+
+    model: Model
+    options: argparse.Namespace
+    table: Table
+    states: dict[str, str]
+    total: int
+    done: int
+    _started: float = field(default_factory=time.perf_counter)
+
+    def ready(self) -> None:
+        from KidneySegLib.predict import TorchBackend
+
+        self.backend = TorchBackend(self.model, self.options.device, self.options.precision)
+
+    def read(self, case: Case, cancelled: Callable[[], bool]) -> _Read:
+        from KidneySegLib.reading import LabelMap, read_ct, read_labels
+
+        scan = read_ct(case.source, case.series_uid, case.files or None, cancelled=cancelled)
+        if not case.listed and _holds_labels(scan.image):
+            return _Read(None)
+        reference = None
+        if case.reference is not None:
+            reference = LabelMap(read_labels(case.reference), case.reference)
+        return _Read(replace(scan, name=case.name.rpartition("/")[2]), reference)
+
+    def compute(self, turn: Turn[Case], read: _Read) -> _Found:
+        from KidneySegLib.segment import segment
+
+        if read.scan is None:
+            return _Found({"notes": "left out: a label map and no CT"})
+        result = segment(
+            read.scan,
+            self.backend,
+            reference=read.reference,
+            keep_small=self.options.keep_small,
+            mirror=self.options.mirror,
+            second_look=not self.options.no_second_look,
+        )
+        merged = self.options.labels == "kidney"
+        labels = result.merged if merged else result.labels
+        return _Found(_cells(result), labels, result.scan if self.options.mrb else None)
+
+    def write(self, turn: Turn[Case], done: _Found) -> None:
+        """All of a CT's results or none of them."""
+        from KidneySegLib.writing import MERGED, SIDES, atomic, write_labels
+
+        if done.labels is None:
+            return
+        segments = MERGED if self.options.labels == "kidney" else SIDES
+        with ExitStack() as outputs:
+            written = [
+                outputs.enter_context(atomic(path)) for path in _outputs(turn.case, self.options)
+            ]
+            write_labels(done.labels, written[0], segments)
+            if done.scan is not None:
+                from KidneySegLib.bundle import write_bundle
+
+                write_bundle(done.scan, done.labels, written[1], segments)
+
+    def ended(self, turn: Turn[Case], done: _Found | None, error: Exception | None) -> None:
+        case = turn.case
         row = dict.fromkeys(COLUMNS, "") | {
             "case": case.name,
             "input": str(case.source),
             "series": case.series_uid or "",
-            "model": f"{backend.model.name} {backend.model.version}",
-            "state": states[case.name],
+            "seconds": f"{sum(turn.seconds.values()):.2f}",
+            "model": f"{self.model.name} {self.model.version}",
+            "state": self.states[case.name],
         }
-        began = time.perf_counter()
-        # Whatever is wrong with one CT, a defect of ours included, the others are waiting.
-        try:
-            row |= _segment(case, backend, options)
-        except Cancelled:
-            raise
-        except KidneySegError as error:
+        if isinstance(error, KidneySegError):
             row["error"] = _line(error)
-        except Exception as error:
+        elif error is not None:
             row["error"] = _line(f"{case.source}: {type(error).__name__}: {error}")
-            if options.verbose:
-                traceback.print_exc()
-        row["seconds"] = f"{time.perf_counter() - began:.2f}"
-        table.put(row)
-        gc.collect()  # images of failed cases live on in the cycles of their tracebacks
-        left = (time.perf_counter() - started) / number * (len(cases) - number)
-        _tell(row, number + done, len(cases) + done, left)
-
-
-def _segment(case: Case, backend: TorchBackend, options: argparse.Namespace) -> dict[str, str]:
-    """Segment one CT and write its results, all of them or none; the cells of its row.
-
-    Raises
-    ------
-    KidneySegError
-        It cannot be used or the results cannot be written.
-    """
-    from KidneySegLib.reading import read_ct
-    from KidneySegLib.segment import segment
-    from KidneySegLib.writing import MERGED, SIDES, atomic, write_labels
-
-    scan = read_ct(case.source, case.series_uid, case.files or None)
-    if not case.listed and _holds_labels(scan.image):
-        return {"notes": "left out: a label map and no CT"}
-    result = segment(
-        replace(scan, name=case.name.rpartition("/")[2]),
-        backend,
-        reference=case.reference,
-        keep_small=options.keep_small,
-        mirror=options.mirror,
-        second_look=not options.no_second_look,
-    )
-    merged = options.labels == "kidney"
-    labels, segments = (result.merged, MERGED) if merged else (result.labels, SIDES)
-    with ExitStack() as outputs:
-        written = [outputs.enter_context(atomic(path)) for path in _outputs(case, options)]
-        write_labels(labels, written[0], segments)
-        if options.mrb:
-            from KidneySegLib.bundle import write_bundle
-
-            write_bundle(result.scan, labels, written[1], segments)
-    return _cells(result)
+            if self.options.verbose:
+                traceback.print_exception(error)
+        elif done is not None:
+            row |= done.cells
+        self.table.put(row)
+        number = turn.number + 1
+        waiting = self.total - self.done - number
+        left = (time.perf_counter() - self._started) / number * waiting
+        _tell(row, number + self.done, self.total, left)
 
 
 def _holds_labels(image: Any) -> bool:

@@ -6,6 +6,7 @@ What each command does is in its file of `KidneySegLib.commands`.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser(training=given[:1] == [train.NAME]).parse_args(given)
     try:
-        with _stopped_by_sigterm():
+        with own_stderr(), _stopped_by_sigterm():
             code: int = options.run(options)
         return code
     except KidneySegError as error:
@@ -50,6 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = f"{type(error).__name__}: {error} (run again with --verbose to see where)"
         return fail(KidneySegError(text), 1, options)
+
+
+@contextmanager
+def own_stderr() -> Iterator[None]:
+    """Give what we say a way to standard error of its own.
+
+    Reading a file turns descriptor 2 away from the screen, for the C++ libraries print there; that
+    must not swallow what another thread says meanwhile.
+    """
+    stream = sys.stderr
+    try:
+        own = os.dup(2) if stream.fileno() == 2 else -1
+    except (AttributeError, OSError, ValueError):  # none, that of Slicer or of a test
+        own = -1
+    if own < 0:
+        yield
+        return
+    stream.flush()
+    with open(own, "w", buffering=1, encoding=stream.encoding, errors=stream.errors) as ours:
+        sys.stderr = ours
+        try:
+            yield
+        finally:
+            sys.stderr = stream
 
 
 @contextmanager

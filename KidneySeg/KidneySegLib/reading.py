@@ -64,6 +64,14 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map as it was read: 3-D uint8, and the file it was asked for."""
+
+    image: sitk.Image
+    path: Path
+
+
 def read_ct(
     path: Path | str,
     series_uid: str | None = None,

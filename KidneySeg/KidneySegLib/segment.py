@@ -25,7 +25,7 @@ from KidneySegLib.measure import evaluate, volumes_ml
 from KidneySegLib.model import Model, find_model
 from KidneySegLib.postprocess import MINIMUM_ML, SIDE_NAMES, Candidate, find_kidneys
 from KidneySegLib.predict import TorchBackend
-from KidneySegLib.reading import Scan, check_ct, read_ct, read_labels
+from KidneySegLib.reading import LabelMap, Scan, check_ct, read_ct, read_labels
 from KidneySegLib.secondlook import Look
 
 Progress = Callable[[float, str], None]
@@ -107,7 +107,7 @@ def segment(
     device: str = "auto",
     precision: str = "auto",
     series_uid: str | None = None,
-    reference: Path | str | sitk.Image | None = None,
+    reference: Path | str | sitk.Image | LabelMap | None = None,
     keep_small: bool = False,
     minimum_ml: float | None = None,
     batch_slices: int | None = None,
@@ -168,7 +168,7 @@ def segment(
         minimum_ml = MINIMUM_ML
 
     walk.begin("read")
-    scan = _scan(source, series_uid)
+    scan = _scan(source, series_uid, cancelled)
     truth, truth_name = _reference(reference, scan)
     volume, grid = to_axial(scan.image)
     walk.end()
@@ -235,22 +235,28 @@ def _check_channels(model: Model) -> None:
         )
 
 
-def _scan(source: Path | str | sitk.Image | Scan, series_uid: str | None) -> Scan:
+def _scan(
+    source: Path | str | sitk.Image | Scan,
+    series_uid: str | None,
+    cancelled: Callable[[], bool] | None,
+) -> Scan:
     if isinstance(source, Scan):
         return source
     if isinstance(source, sitk.Image):
         return check_ct(source)
-    return read_ct(source, series_uid)
+    return read_ct(source, series_uid, cancelled=cancelled)
 
 
 def _reference(
-    reference: Path | str | sitk.Image | None, scan: Scan
+    reference: Path | str | sitk.Image | LabelMap | None, scan: Scan
 ) -> tuple[sitk.Image | None, str]:
     """The reference, read and held against the CT's grid before any computing."""
     if reference is None:
         return None, ""
     if isinstance(reference, sitk.Image):
         image, name = reference, "the reference"
+    elif isinstance(reference, LabelMap):
+        image, name = reference.image, str(reference.path)
     else:
         image, name = read_labels(reference), str(reference)
     difference = grid_difference(scan.image, image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ class Teller:
         self.cases = cases
         self.case = 0
         self.bar: Any = None
+        self._lock = threading.RLock()  # CTs are computed and written in threads of their own
         if kind == "bar" and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -35,11 +37,12 @@ class Teller:
 
     def __call__(self, share: float, step: str) -> None:
         whole = (self.case + share) / self.cases
-        if self.kind == "lines":
-            print(json.dumps({"progress": round(whole, 4), "step": step}), flush=True)
-        elif self.bar is not None:
-            self.bar.set_description_str(step, refresh=False)
-            self.bar.update(whole - self.bar.n)
+        with self._lock:
+            if self.kind == "lines":
+                print(json.dumps({"progress": round(whole, 4), "step": step}), flush=True)
+            elif self.bar is not None:
+                self.bar.set_description_str(step, refresh=False)
+                self.bar.update(whole - self.bar.n)
 
     def say(self, text: str, *, error: bool = False) -> None:
         """A line for people: warnings and errors on stderr, results on stdout.
@@ -47,10 +50,11 @@ class Teller:
         When a program reads stdout, which then holds JSON only, every line goes to stderr.
         """
         stream = sys.stderr if error or self.kind == "lines" else sys.stdout
-        if self.bar is not None:
-            self.bar.write(text, file=stream)
-        else:
-            print(text, file=stream, flush=True)
+        with self._lock:
+            if self.bar is not None:
+                self.bar.write(text, file=stream)
+            else:
+                print(text, file=stream, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

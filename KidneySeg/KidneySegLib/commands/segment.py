@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ from KidneySegLib.commands.common import LABELS, PROGRESS, Teller, keep_inputs
 from KidneySegLib.errors import Cancelled, KidneySegError, UsageError
 
 if TYPE_CHECKING:
-    from KidneySegLib.predict import TorchBackend
+    import SimpleITK as sitk
+
+    from KidneySegLib.pipeline import Turn
+    from KidneySegLib.reading import LabelMap, Scan
     from KidneySegLib.segment import Result
 
 NAME = "segment"
@@ -99,6 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="slices that go through the network at once (default: by their size)",
     )
     parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="say on stderr at the end which part of the work took how long",
+    )
+    parser.add_argument(
         "--stop-with-stdin",
         action="store_true",
         help="stop when standard input closes, for programs that run this one",
@@ -106,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    started = time.perf_counter()
     if options.stop_with_stdin:
         _stop_with_stdin()
 
@@ -127,88 +137,162 @@ def run(options: argparse.Namespace) -> int:
     names = unique_names(options.input)
     _keep_inputs(options, names)
 
-    from KidneySegLib.model import find_model
-    from KidneySegLib.predict import TorchBackend
+    # Before there are threads: what two of them import at once, one may see half.
+    import KidneySegLib.reading  # noqa: F401
+    from KidneySegLib.pipeline import pipeline
 
-    backend = TorchBackend(find_model(options.model), options.device, options.precision)
-    teller = Teller(options.progress, len(options.input))
-    reports: list[dict[str, Any]] = []
-    codes: set[int] = set()
+    walk = _Run(options, several, Teller(options.progress, len(options.input)), started)
     try:
-        for teller.case, (source, name) in enumerate(zip(options.input, names, strict=True)):
-            try:
-                with ExitStack() as outputs:
-                    reports.append(
-                        _segment_one(source, name, several, options, backend, teller, outputs)
-                    )
-            except Cancelled:
-                raise
-            except (KidneySegError, MemoryError, RuntimeError) as error:
-                # The latter two are how a CT too large for this machine's memory shows itself.
-                if not several:
-                    raise
-                if isinstance(error, KidneySegError):
-                    code, text = error.exit_code, str(error)
-                else:
-                    code, text = 1, f"{source}: {type(error).__name__}: {error}"
-                codes.add(code)
-                reports.append({"input": str(source), "error": text})
-                teller.say("error: " + " ".join(text.split()), error=True)
-                if options.verbose:
-                    traceback.print_exc()
+        cases = list(zip(options.input, names, strict=True))
+        # One by itself is written where Ctrl-C still stops it.
+        pipeline(cases, walk, write_aside=several)
     finally:
-        teller.close()
+        walk.teller.close()
     if several and options.report is not None:
         from KidneySegLib.writing import write_json
 
-        write_json({"cases": reports}, options.report)
+        write_json({"cases": walk.reports}, options.report)
+    codes = walk.codes
     if several and codes:
-        teller.say(
-            f"{sum('error' in report for report in reports)} of {len(reports)} inputs failed.",
+        walk.teller.say(
+            f"{sum('error' in report for report in walk.reports)} of {len(cases)} inputs failed.",
             error=True,
         )
+    if options.profile:
+        walk.tell_profile(time.perf_counter() - started)
     return codes.pop() if len(codes) == 1 else int(bool(codes))
 
 
-def _segment_one(
-    source: Path,
-    name: str,
-    several: bool,
-    options: argparse.Namespace,
-    backend: TorchBackend,
-    teller: Teller,
-    outputs: ExitStack,
-) -> dict[str, Any]:
-    """Segment one CT and write what was asked for, all of it or nothing."""
-    from KidneySegLib.segment import segment
-    from KidneySegLib.writing import atomic, write_json
+_Case = tuple[Path, str]  # what was given, and its name
 
-    def place(path: Path, suffix: str) -> AbstractContextManager[Path]:
-        return atomic(_place(path, name, suffix, several))
 
-    result = segment(
-        source,
-        backend,
-        series_uid=options.series,
-        reference=_reference_of(name, options.reference),
-        keep_small=options.keep_small,
-        minimum_ml=options.minimum_ml,
-        batch_slices=options.batch_slices,
-        mirror=options.mirror,
-        second_look=not options.no_second_look,
-        progress=teller,
-    )
-    for warning in result.scan.warnings:
-        teller.say(f"warning: {warning}", error=True)
-    teller(1.0, "write")
-    _write_labels(result, options.labels, outputs.enter_context(place(options.output, ".nii.gz")))
-    if options.overlay is not None:
-        _draw(result, name, outputs.enter_context(place(options.overlay, ".png")))
-    if options.report is not None and not several:
-        write_json(result.report, outputs.enter_context(atomic(options.report)))
-    outputs.close()
-    teller.say(_summary(name, result))
-    return result.report
+@dataclass(frozen=True)
+class _Found:
+    """What is written and said of a CT; the CT itself is in it only for a picture."""
+
+    labels: sitk.Image
+    report: dict[str, Any]
+    summary: str
+    warnings: tuple[str, ...]
+    pictured: Result | None
+
+
+@dataclass
+class _Run:
+    """The walk of each CT, for `pipeline`.
+
+    Attributes
+    ----------
+    several
+        More than one was given: outputs are folders, and an error is told and the rest goes on.
+    reports, codes
+        Of the CTs that have ended, and the exit codes of those that failed.
+    seconds
+        By room of the walk, of all that have ended together.
+    """
+
+    options: argparse.Namespace
+    several: bool
+    teller: Teller
+    started: float
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    codes: set[int] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def ready(self) -> None:
+        self.teller(0.0, "read")
+        from KidneySegLib.model import find_model
+        from KidneySegLib.predict import TorchBackend
+
+        options = self.options
+        self.backend = TorchBackend(find_model(options.model), options.device, options.precision)
+        self.seconds["start"] = time.perf_counter() - self.started
+
+    def read(self, case: _Case, cancelled: Callable[[], bool]) -> tuple[Scan, LabelMap | None]:
+        from KidneySegLib.reading import LabelMap, read_ct, read_labels
+
+        source, name = case
+        scan = read_ct(source, self.options.series, cancelled=cancelled)
+        path = _reference_of(name, self.options.reference)
+        return scan, None if path is None else LabelMap(read_labels(path), path)
+
+    def compute(self, turn: Turn[_Case], read: tuple[Scan, LabelMap | None]) -> _Found:
+        from KidneySegLib.segment import segment
+
+        scan, reference = read
+        self.teller.case = turn.number
+        result = segment(
+            scan,
+            self.backend,
+            reference=reference,
+            keep_small=self.options.keep_small,
+            minimum_ml=self.options.minimum_ml,
+            batch_slices=self.options.batch_slices,
+            mirror=self.options.mirror,
+            second_look=not self.options.no_second_look,
+            progress=self.teller,
+        )
+        self.teller(1.0, "write")
+        return _Found(
+            result.merged if self.options.labels == "kidney" else result.labels,
+            result.report,
+            _summary(turn.case[1], result),
+            result.scan.warnings,
+            None if self.options.overlay is None else result,
+        )
+
+    def write(self, turn: Turn[_Case], done: _Found) -> None:
+        """What was asked for, all of it or nothing."""
+        from KidneySegLib.writing import MERGED, SIDES, atomic, write_json, write_labels
+
+        options, name = self.options, turn.case[1]
+        for warning in done.warnings:
+            self.teller.say(f"warning: {warning}", error=True)
+        began = time.perf_counter()
+        with ExitStack() as outputs:
+
+            def place(path: Path, suffix: str) -> Path:
+                return outputs.enter_context(atomic(_place(path, name, suffix, self.several)))
+
+            segments = MERGED if options.labels == "kidney" else SIDES
+            write_labels(done.labels, place(options.output, ".nii.gz"), segments)
+            if done.pictured is not None:
+                _draw(done.pictured, done.summary, place(options.overlay, ".png"))
+            seconds = done.report["seconds"]
+            seconds["read"] += turn.seconds["read"]
+            total = seconds.pop("total") + turn.seconds["read"]
+            seconds["write"] = time.perf_counter() - began
+            seconds["total"] = total + seconds["write"]
+            if options.report is not None and not self.several:
+                write_json(done.report, outputs.enter_context(atomic(options.report)))
+
+    def ended(self, turn: Turn[_Case], done: _Found | None, error: Exception | None) -> None:
+        source, _ = turn.case
+        if error is None and done is not None:
+            self.teller.say(done.summary)
+            self.reports.append(done.report)
+            for room, seconds in done.report["seconds"].items():
+                self.seconds[room] = self.seconds.get(room, 0.0) + seconds
+            return
+        assert error is not None
+        # The latter two are how a CT too large for this machine's memory shows itself.
+        if not self.several or not isinstance(error, (KidneySegError, MemoryError, RuntimeError)):
+            raise error
+        if isinstance(error, KidneySegError):
+            code, text = error.exit_code, str(error)
+        else:
+            code, text = 1, f"{source}: {type(error).__name__}: {error}"
+        self.codes.add(code)
+        self.reports.append({"input": str(source), "error": text})
+        self.teller.say("error: " + " ".join(text.split()), error=True)
+        if self.options.verbose:
+            traceback.print_exception(error)
+
+    def tell_profile(self, whole: float) -> None:
+        """The seconds of each room, of all CTs together, and of the whole run."""
+        seconds = {room: spent for room, spent in self.seconds.items() if room != "total"}
+        for room, spent in {**seconds, "whole run": whole}.items():
+            self.teller.say(f"{room:<10}{spent:8.2f} s{spent / whole:7.0%}", error=True)
 
 
 def _place(path: Path, name: str, suffix: str, several: bool) -> Path:
@@ -216,23 +300,14 @@ def _place(path: Path, name: str, suffix: str, several: bool) -> Path:
     return path / f"{name}_kidneys{suffix}" if several else path
 
 
-def _write_labels(result: Result, kind: str, path: Path) -> None:
-    from KidneySegLib.writing import MERGED, SIDES, write_labels
-
-    if kind == "kidney":
-        write_labels(result.merged, path, MERGED)
-    else:
-        write_labels(result.labels, path, SIDES)
-
-
-def _draw(result: Result, name: str, path: Path) -> None:
+def _draw(result: Result, title: str, path: Path) -> None:
     from KidneySegLib.geometry import to_axial
     from KidneySegLib.overlay import draw_overlay
 
     ct, grid = to_axial(result.scan.image)
     labels, _ = to_axial(result.labels)
     reference = None if result.reference is None else to_axial(result.reference)[0]
-    draw_overlay(ct, grid, labels, reference, path, title=_summary(name, result))
+    draw_overlay(ct, grid, labels, reference, path, title=title)
 
 
 def _summary(name: str, result: Result) -> str:
