@@ -46,3 +46,12 @@ def test_what_lies_far_away_does_not_count():
     assert confidence(probability, mask, SPACING_MM) == 1.0
     probability[:, :, 30:33] = 120
     assert confidence(probability, mask, SPACING_MM) < 1.0
+
+
+def test_a_part_that_holds_the_kidney_says_the_same():
+    mask = kidney()
+    rng = np.random.default_rng(1)
+    probability = np.where(mask, rng.integers(0, 256, mask.shape), 30).astype(np.uint8)
+    part = mask[2:11, 10:, 14:27]
+    whole = confidence(probability, mask, SPACING_MM)
+    assert confidence(probability, part, SPACING_MM, (2, 10, 14)) == whole

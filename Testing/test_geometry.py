@@ -251,3 +251,17 @@ def test_what_is_written_into_a_blank_image_is_in_the_image(kind):
     gc.collect()
     array[0, 0, 0] = 5  # its memory is alive
     assert array[3, 1, 6] == 9 and copy.GetPixel(6, 1, 3) == 9
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_part_is_put_in_its_place_of_the_stored_image(order):
+    image = axial_volume()
+    for flips in product((False, True), repeat=3):
+        turned = sitk.Flip(sitk.PermuteAxes(image, order), flips)
+        axial, grid = to_axial(turned)
+        part = np.zeros(axial.shape, axial.dtype)
+        box = (slice(1, 3), slice(2, 4), slice(0, 3))
+        part[box] = axial[box]
+        found, expected = from_axial(part, grid, box), from_axial(part, grid)
+        np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (found, expected)))
+        assert grid_difference(found, turned) is None and part.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import permutations, product
 from pathlib import Path
 
@@ -514,3 +515,20 @@ def test_real_references_get_the_sides_of_their_experts(case: str, with_ct: bool
     assert np.array_equal(labels[sides > 0], sides[sides > 0])
     filled = np.count_nonzero(labels[sides == 0])
     assert filled < 0.01 * np.count_nonzero(sides)
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+def test_no_mask_of_the_whole_volume_is_made():
+    patient = Patient((60, 140, 200))
+    patient.left()
+    probability = np.where(patient.mask, 255, 0).astype(np.uint8)
+    tracemalloc.start()
+    found = find_kidneys(probability, patient.grid)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    inside = np.zeros(found.labels.shape, bool)
+    inside[found.box] = True
+    assert inside.sum() < inside.size / 10 and not found.labels[~inside].any()
+    assert peak < 1.2 * probability.size  # the labels, and what the kidney itself needs

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from KidneySegLib.errors import Cancelled, InputError
-from KidneySegLib.reading import case_name, read_ct, read_labels, unique_names
+from KidneySegLib.reading import case_name, holds, read_ct, read_labels, unique_names
 
 SPACING = (0.7, 0.8, 3.0)
 ORIGIN = (-12.5, 7.25, 100.0)
@@ -843,6 +843,26 @@ def test_reading_stops_between_slices_when_asked(tmp_path, name):
     with pytest.raises(Cancelled):
         read_ct(path, cancelled=lambda: bool(asked) or asked.append(1))
     np.testing.assert_array_equal(voxels(read_ct(path, cancelled=lambda: False).image), array)
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.nii", "l.nrrd", "l.mha"])
+def test_a_file_holds_an_image_when_not_a_voxel_differs(tmp_path, name):
+    image = sitk.GetImageFromArray(np.zeros((9, 300, 300), np.uint8))
+    image[7, 8, 2] = 1
+    image.SetSpacing((0.7, 0.8, 2.5))
+    path = tmp_path / name
+    sitk.WriteImage(image, str(path), useCompression=name != "l.nii")
+    assert holds(path, image)
+    for at in ((0, 0, 0), (7, 8, 2), (299, 299, 8)):
+        other = sitk.Image(image)
+        other[at] = 1 - other[at]
+        assert not holds(path, other)
+    moved = sitk.Image(image)
+    moved.SetOrigin((0, 0, 0.5))
+    assert not holds(path, moved) and not holds(path, image[:, :, :8])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError):
+        holds(path, image)
 
 
 # --- Memory -----------------------------------------------------------------------------------

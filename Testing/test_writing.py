@@ -267,10 +267,10 @@ def test_a_file_that_reads_back_differently_does_not_count_as_written(tmp_path, 
 
 
 def test_an_error_of_the_reader_is_no_input_error_of_the_user(tmp_path, monkeypatch):
-    def truncated(path):
+    def truncated(path, labels):
         raise InputError(f"{path} is truncated.")
 
-    monkeypatch.setattr("KidneySegLib.writing.read_label_values", truncated)
+    monkeypatch.setattr("KidneySegLib.writing.holds", truncated)
     with pytest.raises(KidneySegError) as caught:
         write_labels(kidneys(), tmp_path / "x.nrrd")
     assert caught.value.exit_code == 1

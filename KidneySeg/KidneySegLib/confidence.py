@@ -16,22 +16,27 @@ _AROUND_MM = 10.0
 
 
 def confidence(
-    probability: np.ndarray, kidney: np.ndarray, spacing_mm: tuple[float, float, float]
+    probability: np.ndarray,
+    kidney: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    corner: tuple[int, int, int] = (0, 0, 0),
 ) -> float | None:
     """The expected Dice of one kidney, 0 to 1; None where there is none.
 
     Args:
         probability: uint8 (slices, rows, columns), 0..255 for 0..1.
-        kidney: bool of the same shape.
+        kidney: bool array that holds all of the kidney, of the same shape or smaller.
+        corner: where its first voxel lies in the probabilities.
     """
-    box = bounding_box(kidney)
-    if box is None:
+    own = bounding_box(kidney)
+    if own is None:
         return None
+    found = kidney[own]
+    box = [slice(part.start + at, part.stop + at) for part, at in zip(own, corner, strict=True)]
     first, second, third = (
         slice(max(0, part.start - round(_AROUND_MM / mm)), part.stop + round(_AROUND_MM / mm))
         for part, mm in zip(box, spacing_mm, strict=True)
     )
-    near, found = probability[first, second, third], kidney[first, second, third]
-    believed = float(near.sum(dtype=np.int64)) / 255
-    inside = float(near.sum(dtype=np.int64, where=found)) / 255
+    believed = float(probability[first, second, third].sum(dtype=np.int64)) / 255
+    inside = float(probability[tuple(box)].sum(dtype=np.int64, where=found)) / 255
     return 2 * inside / (float(np.count_nonzero(found)) + believed)

@@ -141,10 +141,17 @@ def to_axial(image: sitk.Image) -> tuple[np.ndarray, AxialGrid]:
     return stored.transpose(grid.order)[flip], grid
 
 
-def from_axial(array: np.ndarray, grid: AxialGrid) -> sitk.Image:
+def from_axial(
+    array: np.ndarray, grid: AxialGrid, box: tuple[slice, slice, slice] | None = None
+) -> sitk.Image:
     """An axial array as an image on the stored grid: `to_axial` undone, to the bit.
 
     The image has the array's type and a copy of its values (``bool`` becomes ``uint8``).
+
+    Parameters
+    ----------
+    box
+        Of the array, all of it that is not 0, where that is known: the rest is not looked at.
 
     Raises
     ------
@@ -153,12 +160,12 @@ def from_axial(array: np.ndarray, grid: AxialGrid) -> sitk.Image:
     """
     if array.shape != grid.shape:
         raise ValueError(f"The array has shape {array.shape} but its grid {grid.shape}.")
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    image, voxels = blank_image(grid.size[::-1], array.dtype)
     flip = tuple(slice(None, None, -1) if flip else slice(None) for flip in grid.flips)
-    stored = array[flip].transpose(np.argsort(grid.order))
-    if stored.dtype == np.bool_:
-        stored = stored.view(np.uint8)
-    image, voxels = blank_image(stored.shape, stored.dtype)
-    voxels[...] = stored
+    part = ... if box is None else box
+    voxels.transpose(grid.order)[flip][part] = array[part]
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
     image.SetDirection(grid.direction)
@@ -182,8 +189,12 @@ def blank_image(shape: Sequence[int], dtype: Any) -> tuple[sitk.Image, np.ndarra
     return image, np.asarray(_Memory(image, writeable=True))
 
 
-def grid_difference(a: sitk.Image, b: sitk.Image) -> str | None:
+def grid_difference(
+    a: sitk.Image | sitk.ImageFileReader, b: sitk.Image | sitk.ImageFileReader
+) -> str | None:
     """What differs between the grids of two images, or None if they are the same.
+
+    A reader that has read a file's header serves as well.
 
     NIfTI headers hold float32 and a rotation as a quaternion, so the same grid written by two
     programs differs in the last digits. Grids count as the same where no corner of the one lies
@@ -195,10 +206,12 @@ def grid_difference(a: sitk.Image, b: sitk.Image) -> str | None:
     """
     if a.GetSize() != b.GetSize():
         return f"size {_text(a.GetSize())} and {_text(b.GetSize())}"
-    corners = list(np.ndindex(*(2,) * a.GetDimension()))
-    last = np.asarray(a.GetSize()) - 1
+    corners = np.array(list(np.ndindex(*(2,) * a.GetDimension())))
+    corners *= np.asarray(a.GetSize()) - 1
     of_a, of_b = (
-        np.array([image.TransformIndexToPhysicalPoint(tuple(map(int, c * last))) for c in corners])
+        np.asarray(image.GetOrigin())
+        + (corners * image.GetSpacing())
+        @ np.reshape(image.GetDirection(), (len(image.GetSize()),) * 2).T
         for image in (a, b)
     )
     tolerance_mm = max(1e-3, 0.01 * min(a.GetSpacing()))

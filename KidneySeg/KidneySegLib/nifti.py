@@ -10,6 +10,7 @@ import gzip
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
+from KidneySegLib.geometry import grid_difference
 from KidneySegLib.volumes import (
     ANOTHER_COPY,
     NOT_STRAIGHT,
@@ -85,7 +87,16 @@ def _nifti_header(start: bytes, path: Path) -> _NiftiHeader:
     )
 
 
-def read_nifti(path: Path, cancelled: Asked | None = None) -> Volume:
+@dataclass(frozen=True)
+class _OpenNifti:
+    header: _NiftiHeader
+    reader: sitk.ImageFileReader  # that has read the header, too
+    slabs: Iterator[np.ndarray]  # (slices, rows, columns), the values that are meant
+    warnings: list[str]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_OpenNifti]:
     with open_file(path) as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -110,12 +121,35 @@ def read_nifti(path: Path, cancelled: Asked | None = None) -> Volume:
                 f"{path} is truncated (its header promises {needed} bytes); {ANOTHER_COPY}."
             )
         with complete_gzip(path):
-            slabs = _nifti_slabs(stream, header, path)
-            voxels = collect(header.size[2::-1], slabs, cancelled)
-    volume = placed_as_read(voxels, reader, path)
-    volume.warnings += warnings
-    volume.rescaled = header.intercept != 0
+            yield _OpenNifti(header, reader, _nifti_slabs(stream, header, path), warnings)
+
+
+def read_nifti(path: Path, cancelled: Asked | None = None) -> Volume:
+    with _opened(path) as file:
+        voxels = collect(file.header.size[2::-1], file.slabs, cancelled)
+        volume = placed_as_read(voxels, file.reader, path)
+    volume.warnings += file.warnings
+    volume.rescaled = file.header.intercept != 0
     return volume
+
+
+def holds_nifti(path: Path, image: sitk.Image) -> bool:
+    """Whether a file holds the voxels and the grid of a 3-D image; a few slices at a time.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    meant = sitk.GetArrayViewFromImage(image)
+    with _opened(path) as file:
+        if grid_difference(file.reader, image) is not None:
+            return False
+        at, same = 0, True
+        for slab in file.slabs:
+            same = same and np.array_equal(slab, meant[at : at + len(slab)])
+            at += len(slab)
+    return same
 
 
 def _nifti_slabs(

@@ -86,6 +86,8 @@ class Kidneys:
     ----------
     labels
         uint8 axial array of shape (slices, rows, columns): 0 background, 1 left kidney, 2 right.
+    box
+        Of that array, one that holds every label; empty where there is none.
     notes
         Sentences for the report, such as "one kidney found (left)".
     horseshoe
@@ -93,6 +95,7 @@ class Kidneys:
     """
 
     labels: np.ndarray
+    box: tuple[slice, slice, slice]
     notes: tuple[str, ...]
     horseshoe: bool
 
@@ -166,14 +169,12 @@ def find_kidneys(
             raise ValueError(f"{name} has shape {array.shape}, the grid {grid.shape}.")
 
     labels = np.zeros(grid.shape, np.uint8)
-    mask = _foreground(probability, threshold)
-    box = bounding_box(mask)
+    box = _foreground_box(probability, threshold)
     if box is None:
-        return Kidneys(labels, (NOTE_NONE,), False)
+        return Kidneys(labels, (slice(0, 0),) * 3, (NOTE_NONE,), False)
 
-    components = cc3d.connected_components(
-        np.ascontiguousarray(mask[box]), connectivity=_CONNECTIVITY
-    )
+    mask = np.ascontiguousarray(_foreground(probability[box], threshold))
+    components = cc3d.connected_components(mask, connectivity=_CONNECTIVITY)
     del mask
     pieces = _Pieces(components, box, grid)
     if believe is not None and not keep_small:
@@ -204,8 +205,9 @@ def find_kidneys(
             _sides(midline, grid, where, pieces.first)[filled] if side == _SPLIT else side
         )
 
-    notes = (*_notes_on(labels, bool(horseshoe)), *left_out)
-    return Kidneys(labels, notes, bool(horseshoe))
+    # All labels lie in the box: nothing is filled that no label encloses.
+    notes = (*_notes_on(labels, box, bool(horseshoe)), *left_out)
+    return Kidneys(labels, box, notes, bool(horseshoe))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
@@ -218,6 +220,22 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
         return None
     first, second, third = (slice(int(at[0]), int(at[-1]) + 1) for at in hits)
     return first, second, third
+
+
+def _foreground_box(probability: np.ndarray, threshold: float) -> tuple[slice, slice, slice] | None:
+    """`bounding_box` of the foreground, found slice by slice: no mask of the whole volume."""
+    slices = []
+    seen = np.zeros(probability.shape[1:], bool)
+    for k, plane in enumerate(probability):
+        mask = _foreground(plane, threshold)
+        if mask.any():
+            slices.append(k)
+            seen |= mask
+    if not slices:
+        return None
+    box = bounding_box(seen[np.newaxis])
+    assert box is not None
+    return slice(slices[0], slices[-1] + 1), box[1], box[2]
 
 
 def _foreground(probability: np.ndarray, threshold: float) -> np.ndarray:
@@ -674,9 +692,9 @@ def fill_holes(
     return filled
 
 
-def _notes_on(labels: np.ndarray, horseshoe: bool) -> list[str]:
-    """What the report should say about the kidneys that are there."""
-    sides = [side for side in SIDE_NAMES if (labels == side).any()]
+def _notes_on(labels: np.ndarray, box: tuple[slice, slice, slice], horseshoe: bool) -> list[str]:
+    """What the report should say about the kidneys that are there, all of them in the box."""
+    sides = [side for side in SIDE_NAMES if (labels[box] == side).any()]
     if not sides:
         return [NOTE_NONE]
     notes = []

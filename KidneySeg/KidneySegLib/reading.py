@@ -16,7 +16,8 @@ import SimpleITK as sitk
 
 from KidneySegLib.dicom import is_dicom_folder, read_dicom
 from KidneySegLib.errors import InputError
-from KidneySegLib.nifti import read_nifti
+from KidneySegLib.geometry import grid_difference
+from KidneySegLib.nifti import holds_nifti, read_nifti
 from KidneySegLib.volumes import (
     ANOTHER_COPY,
     IMAGING,
@@ -172,6 +173,30 @@ def read_label_values(path: Path | str) -> sitk.Image:
     """Like `read_labels`, but with the values that the file holds, whatever they stand for."""
     source = _file_of(Path(path))
     return _as_labels(_read_file(source), source)
+
+
+def holds(path: Path | str, image: sitk.Image) -> bool:
+    """Whether a file that was written holds a 3-D image, to the last voxel, on its grid.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    source = _file_of(Path(path))
+    if source.name.lower().endswith((".nii.gz", ".nii")):
+        return holds_nifti(source, image)
+    reader = header_of(source)
+    if grid_difference(reader, image) is not None:
+        return False
+    with quiet():
+        try:
+            back = reader.Execute()
+        except RuntimeError as error:
+            raise InputError(
+                f"{path} cannot be read, it is damaged or truncated; {ANOTHER_COPY}."
+            ) from error
+    return np.array_equal(sitk.GetArrayViewFromImage(back), sitk.GetArrayViewFromImage(image))
 
 
 def case_name(path: Path | str) -> str:

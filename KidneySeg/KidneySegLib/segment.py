@@ -205,10 +205,12 @@ def segment(
     walk.end()
 
     walk.begin("measure")
-    labels = from_axial(kidneys.labels, grid)
-    report = _report(scan, backend, kidneys.labels, grid)
+    labels = from_axial(kidneys.labels, grid, kidneys.box)
+    found = kidneys.labels[kidneys.box]
+    report = _report(scan, backend, found, grid)
+    first, second, third = (part.start for part in kidneys.box)
     for label, side in SIDE_NAMES.items():
-        belief = confidence(full, kidneys.labels == label, grid.spacing_mm)
+        belief = confidence(full, found == label, grid.spacing_mm, (first, second, third))
         report["kidneys"][side]["confidence"] = belief
     del full
     report["horseshoe"] = kidneys.horseshoe
