@@ -170,15 +170,16 @@ class KidneySegLogic(ScriptedLoadableModuleLogic):
     def getParameterNode(self):
         return KidneySegParameterNode(super().getParameterNode())
 
-    def installRequirements(self, ask=True):
+    def installRequirements(self, ask=True, device="auto"):
         """Install what is missing in Slicer's Python, after asking; returns whether anything was.
 
         :param ask: False for scripts whose user has agreed already.
+        :param device: what will compute; only for a GPU, cuda or mps, is PyTorch among it.
         :raises KidneySegLib.errors.KidneySegError: what to do, in one sentence.
         """
         from KidneySegLib.installing import SlicerInstaller, ensure
 
-        return ensure(SlicerInstaller(), ask=ask)
+        return ensure(SlicerInstaller(), ask=ask, device=device)
 
     def segment(
         self,
@@ -207,7 +208,7 @@ class KidneySegLogic(ScriptedLoadableModuleLogic):
         :param mirror: test-time augmentation by mirroring.
         :raises KidneySegLib.errors.KidneySegError: one sentence; the scene is as before.
         """
-        self.installRequirements()
+        self.installRequirements(device=device)
         from KidneySegLib.job import Job
 
         job = Job(
@@ -253,7 +254,7 @@ class KidneySegLogic(ScriptedLoadableModuleLogic):
         :return: KidneySegLib.job.Run, whose cancel() stops it.
         :raises KidneySegLib.errors.KidneySegError: it cannot be started; one sentence.
         """
-        self.installRequirements()
+        self.installRequirements(device=device)
         from KidneySegLib.job import Job, Run
 
         job = Job(

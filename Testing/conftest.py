@@ -29,6 +29,14 @@ def _only_these_models(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("KIDNEYSEG_MODELS", str(tmp_path_factory.getbasetemp() / "no-models"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Nothing is put into, or taken from, the cache of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KIDNEYSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _signals():
     """The command line takes SIGTERM over; what it did in one test must not reach the next."""

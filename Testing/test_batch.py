@@ -20,8 +20,9 @@ import slicerhost
 import toys
 from test_reading import ROOT, write_series
 
-from KidneySegLib import batch, bundle, predict, reading, segment
+from KidneySegLib import batch, bundle, reading, segment
 from KidneySegLib import writing as writing_room
+from KidneySegLib.backends import choosing
 from KidneySegLib.errors import KidneySegError
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.reading import read_ct
@@ -220,7 +221,7 @@ def test_finished_cts_are_skipped(run, tmp_path, cts):
 
 def test_nothing_heavy_is_loaded_when_all_is_done(run, cts, monkeypatch):
     run()
-    monkeypatch.setattr(predict, "TorchBackend", None)
+    monkeypatch.setattr(choosing, "open_backend", None)
     assert run()[0] == 0
 
 
@@ -417,13 +418,13 @@ def test_a_table_that_somebody_has_open_does_not_stop_the_batch(run, tmp_path, c
 
 def test_the_walk_is_made_ready_once_for_all_cts(run, cts, monkeypatch):
     made = []
-    real = predict.TorchBackend.__init__
+    real = choosing.open_backend
 
-    def counted(self, *arguments):
-        made.append(self)
-        real(self, *arguments)
+    def counted(*arguments):
+        made.append(arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(predict.TorchBackend, "__init__", counted)
+    monkeypatch.setattr(choosing, "open_backend", counted)
     run()
     assert len(made) == 1
 
@@ -475,7 +476,7 @@ def test_a_missing_package_is_named_with_what_to_do(run, cts, monkeypatch):
     def missing(*arguments):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(predict.TorchBackend, "__init__", missing)
+    monkeypatch.setattr(choosing, "open_backend", missing)
     code, _, err = run()
     assert code == 1 and "The Python package torch is missing" in err and "press Segment" in err
 

@@ -61,19 +61,34 @@ class Fake:
 
 def test_with_everything_there_nothing_is_asked_and_nothing_fetched():
     fake = Fake(has=[*PACKAGES, TORCH])
-    assert not ensure(fake, PACKAGES)
+    assert not ensure(fake, PACKAGES, device="cuda")
     assert fake.diary == []
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_pytorch_is_neither_asked_for_nor_fetched_where_the_processor_computes(device):
+    fake = Fake(extension=False)
+    assert ensure(fake, PACKAGES, device=device)
+    assert fake.diary == [("ask", PACKAGES), ("install", PACKAGES)]
+    assert not ensure(fake, PACKAGES, device=device)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_gpu_needs_pytorch(device):
+    fake = Fake(has=PACKAGES)
+    assert ensure(fake, PACKAGES, device=device)
+    assert fake.diary == [("ask", [TORCH]), ("install", [TORCH])]
 
 
 def test_it_asks_once_and_installs_small_things_before_pytorch():
     fake = Fake()
-    assert ensure(fake, PACKAGES)
+    assert ensure(fake, PACKAGES, device="cuda")
     assert fake.diary == [
         ("ask", [*PACKAGES, TORCH]),
         ("install", PACKAGES),
         ("install", [TORCH]),
     ]
-    assert not ensure(fake, PACKAGES)
+    assert not ensure(fake, PACKAGES, device="cuda")
     assert len(fake.diary) == 3
 
 
@@ -81,15 +96,15 @@ def test_it_asks_once_and_installs_small_things_before_pytorch():
 def test_only_what_is_missing_is_installed(there):
     fake = Fake(has=there)
     wanted = [one for one in (*PACKAGES, TORCH) if one not in there]
-    assert missing(fake, PACKAGES) == wanted
-    ensure(fake, PACKAGES)
+    assert missing(fake, PACKAGES, "cuda") == wanted
+    ensure(fake, PACKAGES, device="cuda")
     assert fake.diary == [("ask", wanted), ("install", wanted)]
 
 
 def test_no_means_no_and_says_how_to_do_it_by_hand():
     fake = Fake(answer=False)
     with pytest.raises(Cancelled, match="Nothing was installed") as told:
-        ensure(fake, PACKAGES)
+        ensure(fake, PACKAGES, device="cuda")
     assert [kind for kind, _ in fake.diary] == ["ask"]
     assert f"slicer.packaging.pip_install({PACKAGES!r})" in str(told.value)
     assert "installTorch(torchVersionRequirement='>=2.2')" in str(told.value)
@@ -97,20 +112,20 @@ def test_no_means_no_and_says_how_to_do_it_by_hand():
 
 def test_a_script_whose_user_has_agreed_is_not_asked():
     fake = Fake()
-    ensure(fake, PACKAGES, ask=False)
+    ensure(fake, PACKAGES, ask=False, device="cuda")
     assert [kind for kind, _ in fake.diary] == ["install", "install"]
 
 
 def test_without_the_pytorch_extension_nothing_is_fetched_at_all():
     fake = Fake(extension=False)
     with pytest.raises(KidneySegError, match=r"extension PyTorch.*Extensions Manager"):
-        ensure(fake, PACKAGES)
+        ensure(fake, PACKAGES, device="cuda")
     assert fake.diary == []
 
 
 def test_the_pytorch_extension_is_not_missed_where_pytorch_is_there():
     fake = Fake(has=[TORCH], extension=False)
-    assert ensure(fake, PACKAGES)
+    assert ensure(fake, PACKAGES, device="cuda")
 
 
 @pytest.mark.parametrize("quietly", [False, True], ids=["with an error", "without a word"])
@@ -118,7 +133,7 @@ def test_the_pytorch_extension_is_not_missed_where_pytorch_is_there():
 def test_a_failure_says_what_failed_and_how_to_do_it_by_hand(fails, quietly):
     fake = Fake(fails=fails, quietly=quietly)
     with pytest.raises(KidneySegError) as told:
-        ensure(fake, PACKAGES)
+        ensure(fake, PACKAGES, device="cuda")
     sentence = str(told.value)
     assert sentence.startswith(PACKAGES[0] if fails != TORCH else TORCH)
     assert "by hand in the Python console: " in sentence
@@ -141,10 +156,11 @@ def test_the_requirements_are_the_engines_needs_but_for_what_slicer_brings():
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
     needs = re.findall(r'"(.+?)"', listed.group(1))
-    brought = {"numpy", "SimpleITK", "torch"}
+    brought = {"numpy", "SimpleITK"}
     wanted = [one for one in needs if re.match(r"[\w-]+", one).group() not in brought]
     assert sorted(read_requirements(REQUIREMENTS)) == sorted(wanted)
-    assert TORCH in needs
+    assert TORCH not in needs
+    assert re.search(r'^gpu = \["(.+?)"\]', text, re.MULTILINE).group(1) == TORCH
 
 
 # --- inside Slicer ----------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from toys import copying_model, everything_in
 
 from KidneySegLib import model as room
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import KidneySegError, ModelError
 from KidneySegLib.model import (
     CARD_FILE,
+    ONNX_FILE,
     WEIGHTS_FILE,
     find_model,
     import_checkpoint,
@@ -27,7 +29,6 @@ from KidneySegLib.model import (
     save_model,
 )
 from KidneySegLib.network import NetworkParameters
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import Preprocessing
 from KidneySegLib.segment import segment
 
@@ -279,7 +280,7 @@ def test_an_older_model_is_replaced_only_by_a_complete_one(folder, monkeypatch):
     copying_model(folder, NETWORK, threshold=0.3)
     assert load_model(folder).threshold == 0.3
     assert sorted(everything_in(folder.parent)) == [
-        "toy", f"toy/{CARD_FILE}", f"toy/{WEIGHTS_FILE}"
+        "toy", f"toy/{CARD_FILE}", f"toy/{ONNX_FILE}", f"toy/{WEIGHTS_FILE}"
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from toys import everything_in
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import ModelError
 from KidneySegLib.model import import_checkpoint, load_model
 from KidneySegLib.network import (
@@ -23,7 +24,7 @@ from KidneySegLib.network import (
     margin,
     valid_size,
 )
-from KidneySegLib.predict import TorchBackend, predict
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale, to_working
 
 

@@ -12,14 +12,10 @@ import toys
 from toys import random_model, receptive_radius
 
 from KidneySegLib import predict as room
+from KidneySegLib.backends.torchbackend import TorchBackend, choose_device, choose_precision
 from KidneySegLib.errors import Cancelled, UsageError
 from KidneySegLib.network import NetworkParameters, margin, valid_size
-from KidneySegLib.predict import (
-    TorchBackend,
-    choose_device,
-    choose_precision,
-    predict,
-)
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import Preprocessing
 
 

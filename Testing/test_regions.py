@@ -12,10 +12,11 @@ import SimpleITK as sitk
 import toys
 
 from KidneySegLib.answer import answer as answer_of
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, ModelError
 from KidneySegLib.geometry import to_axial
 from KidneySegLib.model import FORMAT_WITH_FINDER, load_model
-from KidneySegLib.predict import TorchBackend, predict
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import Preprocessing, WorkingGrid
 from KidneySegLib.regions import Search, find_regions, slabs
 from KidneySegLib.segment import segment

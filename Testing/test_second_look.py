@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from KidneySegLib import batch, cli
 from KidneySegLib.errors import ModelError
 from KidneySegLib.geometry import AxialGrid, to_axial
+from KidneySegLib.looknetwork import LookNetwork, mirrored
 from KidneySegLib.model import (
     CARD_FILE,
     SECOND_LOOK_FILE,
@@ -28,11 +29,9 @@ from KidneySegLib.postprocess import LEFT, RIGHT, Candidate, find_kidneys
 from KidneySegLib.secondlook import (
     VIEWS,
     Look,
-    LookNetwork,
     Places,
     SecondLook,
     component_views,
-    mirrored,
     places_in,
     sections,
 )

@@ -12,9 +12,9 @@ import SimpleITK as sitk
 import toys
 
 from KidneySegLib import predict as predict_room
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.network import NetworkParameters
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import Preprocessing
 from KidneySegLib.segment import segment
 

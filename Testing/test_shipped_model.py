@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.geometry import to_axial
 from KidneySegLib.measure import dice
 from KidneySegLib.model import DEFAULT_MODEL, WEIGHTS_FILE, find_model, resources_folder
 from KidneySegLib.network import count_parameters
 from KidneySegLib.phantom import generate
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.segment import segment
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -19,9 +19,9 @@ import SimpleITK as sitk
 import toys
 from PIL import Image
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 from KidneySegLib.phantom import write_cases
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import (
     Preprocessing,
     in_view,

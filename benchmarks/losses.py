@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.measure import dice
 from KidneySegLib.model import Model
 from KidneySegLib.phantom import write_cases
-from KidneySegLib.predict import TorchBackend, predict
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale
 from UNetTrainerLib.cache import CachedCase, build_cache
 from UNetTrainerLib.cases import find_cases, split_cases

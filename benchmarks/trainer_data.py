@@ -26,9 +26,9 @@ import torch
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(HERE / "KidneySeg"), str(HERE / "UNetTrainer")]
 
+from KidneySegLib.backends.torchbackend import has_bfloat16  # noqa: E402
 from KidneySegLib.network import build  # noqa: E402
 from KidneySegLib.phantom import write_cases  # noqa: E402
-from KidneySegLib.predict import has_bfloat16  # noqa: E402
 from UNetTrainerLib.cache import CachedCase, build_cache  # noqa: E402
 from UNetTrainerLib.cases import find_cases  # noqa: E402
 from UNetTrainerLib.losses import LOSSES  # noqa: E402

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from KidneySegLib.predict import TorchBackend, predict
+from KidneySegLib.backends.base import Backend
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import (
     VIEWS,
     Preprocessing,
@@ -38,7 +39,7 @@ def _silently(name: str) -> AbstractContextManager[Tell]:
 def answer(
     volume: np.ndarray,
     spacing_mm: Spacing,
-    backend: TorchBackend,
+    backend: Backend,
     step: Step = _silently,
     *,
     cancelled: Callable[[], bool] | None = None,
@@ -110,9 +111,9 @@ def _plans(
     boxes: list[Box],
     shape: tuple[int, ...],
     spacing_mm: Spacing,
-    backend: TorchBackend,
+    backend: Backend,
     wide: bool,
-) -> list[tuple[TorchBackend, Box, bool]]:
+) -> list[tuple[Backend, Box, bool]]:
     """What looks where, and whether at whole slices, the boxes themselves first."""
     plans = [(backend, box, False) for box in boxes]
     views = [*([backend] if wide else []), *backend.views]
@@ -135,7 +136,7 @@ class _Look:
         grid: of these, in the part.
     """
 
-    backend: TorchBackend
+    backend: Backend
     where: Box
     working: np.ndarray
     grid: WorkingGrid
@@ -150,7 +151,7 @@ class _Look:
         volume: np.ndarray,
         where: Box,
         spacing_mm: Spacing,
-        backend: TorchBackend,
+        backend: Backend,
         crop: bool = True,
     ) -> _Look:
         """Bring a part onto the working grid; without ``crop`` none of its air is left out."""

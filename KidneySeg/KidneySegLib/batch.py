@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from KidneySegLib import __version__
 from KidneySegLib.cli import Parser, fail, own_stderr
-from KidneySegLib.commands.common import LABELS
+from KidneySegLib.commands.common import LABELS, one_thread_for_numpy
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 
 if TYPE_CHECKING:
@@ -86,6 +86,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", metavar="NAME|FOLDER", help="see `kidneyseg models`")
     options.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
     options.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    options.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "openvino", "torch"),
+        help="what computes on the CPU (default: OpenVINO where it is installed)",
+    )
     options.add_argument(
         "--labels",
         default="sides",
@@ -188,6 +194,7 @@ def run(options: argparse.Namespace) -> int:
     UsageError, InputError, ModelError
         It cannot be begun. What goes wrong with one CT is in the table instead.
     """
+    one_thread_for_numpy()
     cases = _cases(options)
     if options.list:
         for case in cases:
@@ -341,9 +348,12 @@ class _Batch:
     _started: float = field(default_factory=time.perf_counter)
 
     def ready(self) -> None:
-        from KidneySegLib.predict import TorchBackend
+        from KidneySegLib.backends.choosing import open_backend
 
-        self.backend = TorchBackend(self.model, self.options.device, self.options.precision)
+        options = self.options
+        self.backend = open_backend(
+            self.model, options.device, options.precision, options.backend
+        )
 
     def read(self, case: Case, cancelled: Callable[[], bool]) -> _Read:
         from KidneySegLib.reading import LabelMap, read_ct, read_labels

@@ -1,5 +1,7 @@
 """What the engine needs that 3D Slicer lacks, and how it gets there: asked once, least first.
 
+PyTorch is large and only a GPU needs it: on the processor OpenVINO computes.
+
 How something is installed is left to an `Installer`; nothing else here needs Slicer or a network.
 """
 
@@ -96,13 +98,25 @@ def read_requirements(path: Path | str) -> list[str]:
     return [line for line in lines if line and not line.startswith(("#", "-"))]
 
 
-def missing(installer: Installer, requirements: Sequence[str]) -> list[str]:
-    """Which of the requirements are missing, PyTorch last; asks no network."""
-    return [one for one in (*requirements, TORCH + TORCH_VERSION) if not installer.has(one)]
+def needs_torch(device: str) -> bool:
+    """Whether a device cannot do without PyTorch; ``auto`` can, and uses it where it is there."""
+    return device.partition(":")[0] in ("cuda", "mps")
+
+
+def missing(
+    installer: Installer, requirements: Sequence[str], device: str = "auto"
+) -> list[str]:
+    """Which of the requirements are missing, PyTorch last if at all; asks no network."""
+    torch = [TORCH + TORCH_VERSION] if needs_torch(device) else []
+    return [one for one in (*requirements, *torch) if not installer.has(one)]
 
 
 def ensure(
-    installer: Installer, requirements: Sequence[str] | None = None, *, ask: bool = True
+    installer: Installer,
+    requirements: Sequence[str] | None = None,
+    *,
+    ask: bool = True,
+    device: str = "auto",
 ) -> bool:
     """Install what is missing, after asking once.
 
@@ -111,6 +125,7 @@ def ensure(
     Args:
         requirements: all that is needed beside PyTorch; None for those of `REQUIREMENTS`.
         ask: False installs without asking, for scripts whose user has agreed.
+        device: what will compute; PyTorch is installed only for a GPU.
 
     Returns:
         Whether anything was installed. With everything there, nothing is asked and no network used.
@@ -120,7 +135,9 @@ def ensure(
         KidneySegError: what could not be installed, and how to do it by hand.
     """
     needed = missing(
-        installer, read_requirements(REQUIREMENTS) if requirements is None else requirements
+        installer,
+        read_requirements(REQUIREMENTS) if requirements is None else requirements,
+        device,
     )
     if not needed:
         return False
@@ -129,8 +146,8 @@ def ensure(
     if torch and not installer.can_install_torch():
         raise KidneySegError(
             f"PyTorch {TORCH_VERSION} is needed and the extension PyTorch, which installs it, is "
-            "not there; install that extension in the Extensions Manager, restart 3D Slicer and "
-            "try again."
+            "not there; install that extension in the Extensions Manager and restart 3D Slicer, or "
+            "choose another device."
         )
     if ask and not installer.ask(_question(packages, torch), "\n".join(needed)):
         raise Cancelled(
@@ -159,7 +176,7 @@ def by_hand(requirements: Sequence[str]) -> str:
 
 
 def _question(packages: Sequence[str], torch: bool) -> str:
-    small = _("a few small Python packages")
+    small = _("a few Python packages (80 MB)")
     large = _("PyTorch (200 MB, with a graphics card up to 3 GB)")
     if packages and torch:
         what = _("{small} and {large}").format(small=small, large=large)

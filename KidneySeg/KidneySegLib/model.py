@@ -23,16 +23,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from KidneySegLib.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
-    from KidneySegLib.network import NetworkParameters, UNet
+    from KidneySegLib.looknetwork import LookNetwork
+    from KidneySegLib.network import UNet
+    from KidneySegLib.parameters import NetworkParameters, Tensors
     from KidneySegLib.preprocess import Preprocessing
     from KidneySegLib.regions import Search
-    from KidneySegLib.secondlook import LookNetwork, SecondLook
+    from KidneySegLib.secondlook import SecondLook
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 SECOND_LOOK_FILE = "second_look.safetensors"
+ONNX_FILE = "network.onnx"
 README_FILE = "README.md"
 FINDER_FOLDER = "finder"
 VIEWS_FOLDER = "views"
@@ -70,6 +74,7 @@ class Model:
             on; None where they did not tell.
         half_weights: weights of convolutions are stored in half precision, which halves the folder;
             a network computes with what it is told to all the same.
+        onnx: what `onnxfile.entry` says of the folder's ONNX file; None where there is none.
     """
 
     name: str
@@ -87,6 +92,7 @@ class Model:
     second_look: SecondLook | None = None
     smallest_kidney_ml: float | None = None
     half_weights: bool = False
+    onnx: Mapping[str, str] | None = None
 
     @property
     def kidney_channels(self) -> tuple[int, ...]:
@@ -109,58 +115,116 @@ class Model:
             digest.update(self._weights(SECOND_LOOK_FILE).read_bytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def graph_digest(self) -> str:
+        """Of the ONNX file and the weights that it belongs to.
+
+        Raises:
+            ModelError: there is no such file.
+        """
+        if self.onnx is None:
+            raise ModelError(
+                f"Model {self.name} has no ONNX file, without which only PyTorch can run it; "
+                f"`kidneyseg models --add-onnx {self.folder}` adds one."
+            )
+        return "-".join(str(value) for _, value in sorted(self.onnx.items()))
+
+    def graph(self) -> Path:
+        """The ONNX file, made sure to belong to the weights.
+
+        Raises:
+            ModelError: there is none, or it is another network's; with the reason.
+        """
+        from KidneySegLib.onnxfile import mismatch
+
+        self.graph_digest  # noqa: B018 - says so where there is none
+        path, weights = self._weights(ONNX_FILE), self._weights()
+        try:
+            difference = mismatch(self.onnx or {}, self.network, path, weights)
+        except FileNotFoundError as error:
+            raise _lacks(Path(error.filename)) from None
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror}).") from error
+        if difference:
+            raise ModelError(
+                f"{path} is not used because {difference} since it was written; "
+                f"`kidneyseg models --add-onnx {self.folder}` writes it anew."
+            )
+        return path
+
+    def load_weights(self) -> dict[str, np.ndarray]:
+        """The network's weights by name, as numbers that torch is not needed for.
+
+        Raises:
+            ModelError: the weights are missing, broken, of another shape or not finite.
+        """
+        from KidneySegLib.parameters import weight_shapes
+
+        return self._numbers(WEIGHTS_FILE, weight_shapes(self.network))
+
+    def load_second_look_weights(self) -> dict[str, np.ndarray]:
+        """The same for the second look.
+
+        Raises:
+            ModelError: as for `load_weights`, or there is no second look.
+        """
+        if self.second_look is None:
+            raise ModelError(f"Model {self.name} has no second look; choose another model.")
+        return self._numbers(SECOND_LOOK_FILE, self.second_look.weight_shapes)
+
     def load_network(self) -> UNet:
         """The network with its weights, in evaluation mode.
 
         Raises:
-            ModelError: the weights are missing, broken, of another shape or not finite.
+            ModelError: as for `load_weights`.
         """
         import torch
 
         from KidneySegLib.network import build
 
+        weights = self.load_weights()
         with torch.device("meta"):
             network = build(self.network)
-        return self._filled(network, WEIGHTS_FILE)
+        return _filled(network, weights)
 
     def load_second_look(self) -> LookNetwork:
         """The network of the second look with its weights, in evaluation mode.
 
         Raises:
-            ModelError: as for `load_network`, or there is no second look.
+            ModelError: as for `load_second_look_weights`.
         """
         import torch
 
-        from KidneySegLib.secondlook import LookNetwork
+        from KidneySegLib.looknetwork import LookNetwork
 
-        if self.second_look is None:
-            raise ModelError(f"Model {self.name} has no second look; choose another model.")
+        weights = self.load_second_look_weights()
+        assert self.second_look is not None
         with torch.device("meta"):
             network = LookNetwork(self.second_look)
-        return self._filled(network, SECOND_LOOK_FILE)
+        return _filled(network, weights)
 
-    def _filled(self, network: Network, file: str) -> Network:
-        """An empty network with the weights of a file."""
-        import torch
+    def _numbers(self, file: str, expected: Tensors) -> dict[str, np.ndarray]:
+        """The tensors of a file, each checked against the shape it should have."""
+        import numpy as np
 
         path = self._weights(file)
         state = _load_state(path)
-        expected = network.state_dict()
-        for key, value in expected.items():
+        for key, shape in expected.items():
             if key not in state:
                 raise ModelError(
                     f"{path} lacks {key}, so it belongs to another network; "
                     "restore the model folder or choose another model."
                 )
-            if state[key].shape != value.shape:
+            if state[key].shape != shape:
                 raise ModelError(
-                    f"{path} holds {key} with shape {tuple(state[key].shape)} where "
-                    f"{CARD_FILE} describes {tuple(value.shape)}; restore the model folder or "
+                    f"{path} holds {key} with shape {state[key].shape} where "
+                    f"{CARD_FILE} describes {shape}; restore the model folder or "
                     "choose another model."
                 )
             # Weights may be stored in half precision to save room; the network has its own type.
-            state[key] = state[key].to(value.dtype)
-            if not torch.isfinite(state[key]).all():
+            kind = np.int64 if key.endswith("num_batches_tracked") else np.float32
+            state[key] = state[key].astype(kind)
+            if not np.isfinite(state[key]).all():
                 raise ModelError(
                     f"{path} holds figures that are not finite in {key}; restore the "
                     "model folder or choose another model."
@@ -171,8 +235,7 @@ class Model:
                 f"{path} holds {unknown[0]}, which the network described in "
                 f"{CARD_FILE} has no place for; restore the model folder or choose another model."
             )
-        network.load_state_dict(state, assign=True)
-        return network.eval().requires_grad_(False)
+        return state
 
     def _weights(self, file: str = WEIGHTS_FILE) -> Path:
         if self.folder is None:
@@ -180,12 +243,21 @@ class Model:
         return self.folder / file
 
 
-def _load_state(path: Path) -> dict[str, Tensor]:
+def _filled(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
+    """An empty network with its weights, in evaluation mode."""
+    import torch
+
+    state = {key: torch.from_numpy(value) for key, value in weights.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _load_state(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
+        return dict(load_file(path))
     except FileNotFoundError:
         raise _lacks(path) from None
     except (SafetensorError, OSError) as error:
@@ -349,7 +421,7 @@ def load_model(folder: Path | str) -> Model:
     Raises:
         ModelError: names the folder and what is wrong with it.
     """
-    from KidneySegLib.network import NetworkParameters
+    from KidneySegLib.parameters import NetworkParameters
     from KidneySegLib.preprocess import VIEWS, Preprocessing
     from KidneySegLib.regions import Search
     from KidneySegLib.secondlook import SecondLook
@@ -365,7 +437,7 @@ def load_model(folder: Path | str) -> Model:
             raise ModelError(f"{card_path} is not usable: it has the unknown view {view!r}.")
         views.append(load_model(folder / VIEWS_FOLDER / view))
     look, smallest = (card.pop(key, None) for key in ("second_look", "smallest_kidney_ml"))
-    half = card.pop("half_weights", False)
+    half, onnx = card.pop("half_weights", False), card.pop("onnx", None)
     try:
         model = Model(
             name=_text(card.pop("name")),
@@ -381,6 +453,7 @@ def load_model(folder: Path | str) -> Model:
             second_look=None if look is None else SecondLook.from_dict(look),
             smallest_kidney_ml=None if smallest is None else float(smallest),
             half_weights=half,
+            onnx=onnx,
             card=card,
             folder=folder,
         )
@@ -418,6 +491,8 @@ def _check(model: Model) -> None:
     smallest = model.smallest_kidney_ml
     if smallest is not None and not 0 <= smallest < math.inf:
         raise ValueError(f"smallest_kidney_ml must be 0 or more, not {smallest}")
+    if model.onnx is not None and not isinstance(model.onnx, Mapping):
+        raise ValueError(f"onnx must be what was written with the ONNX file, not {model.onnx!r}")
     if not isinstance(model.half_weights, bool):
         raise ValueError(f"half_weights must be true or false, not {model.half_weights!r}")
     if (model.finder is None) != (model.search is None):
@@ -514,6 +589,9 @@ def save_model(
             facts["smallest_kidney_ml"] = model.smallest_kidney_ml
         if model.half_weights:
             facts["half_weights"] = True
+        onnx = _write_onnx(temporary, model.network)
+        if onnx is not None:
+            facts["onnx"] = onnx
         card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
         text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
         (temporary / CARD_FILE).write_text(text, encoding="utf-8")
@@ -535,7 +613,60 @@ def save_model(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return Model(**{**_fields(model), "folder": folder})
+    return Model(**{**_fields(model), "folder": folder, "onnx": onnx})
+
+
+def _write_onnx(folder: Path, network: NetworkParameters) -> dict[str, str] | None:
+    """Put the ONNX file beside the weights; its entry in the card, or None without ``onnx``."""
+    from KidneySegLib.onnxfile import entry, graph_of
+
+    weights = folder / WEIGHTS_FILE
+    try:
+        graph = graph_of(network, weights)
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        return None
+    temporary = folder / f".{ONNX_FILE}"
+    temporary.write_bytes(graph)
+    temporary.replace(folder / ONNX_FILE)
+    return entry(network, graph, weights)
+
+
+def add_onnx(folder: Path | str) -> Model:
+    """Write the ONNX file of a model that is there already, and those of its finder and views.
+
+    Returns:
+        The model as it is now.
+
+    Raises:
+        ModelError: the folder or its weights cannot be used, or written to.
+        UsageError: the package ``onnx`` is not installed.
+    """
+    folder = Path(folder)
+    model = load_model(folder)
+    model.load_weights()
+    for part in (model.finder, *model.views):
+        if part is not None and part.folder is not None:
+            add_onnx(part.folder)
+    path = folder / CARD_FILE
+    try:
+        onnx = _write_onnx(folder, model.network)
+        if onnx is None:
+            raise UsageError(
+                "The package onnx, which writes the file, is not installed; `pip install onnx`."
+            )
+        card = {**json.loads(path.read_text(encoding="utf-8")), "onnx": onnx}
+        temporary = folder / f".{CARD_FILE}"
+        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ModelError(
+            f"{folder} cannot be written to ({error.strerror}); copy the model to a folder of "
+            "your own first."
+        ) from error
+    return load_model(folder)
 
 
 def _plain(tensor: Tensor, half: bool) -> Tensor:

@@ -10,131 +10,45 @@ of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015, arXiv:1409.4842)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-NORMALISATION_PLACES = ("after_relu", "before_relu")
-UP_SAMPLINGS = ("transposed", "interpolation")
-DROPOUT_PLACES = ("lowest", "everywhere")
-KINDS = ("unet", "inception-unet")
+from KidneySegLib.parameters import Branches, NetworkParameters, margin, valid_size
 
-
-@dataclass(frozen=True)
-class NetworkParameters:
-    """Everything that fixes the shape of a network; stored as ``network`` in ``model.json``.
-
-    Attributes:
-        kind: ``unet``, or ``inception-unet`` with blocks of several kernel sizes side by side.
-        in_channels: channels of one slice (1 for CT, 3 for colour pictures).
-        context_slices: odd number of neighbouring slices given as channels (2.5-D); 1 is plain 2-D.
-        prior: what a finder thinks of the slice is given as one more channel, the last.
-        classes: output channels, background included; 1 means a sigmoid instead of a softmax.
-        features: channels of the finest level; every level below doubles them.
-        depth: number of levels, the lowest included.
-        padding: pad convolutions so that input and output sizes agree; without padding the skip
-            connections are cropped as in the paper and the output is smaller than the input.
-        dropout: probability of dropping a whole channel.
-        dropout_place: ``lowest`` level only, or ``everywhere``.
-        normalisation: batch norm ``after_relu`` (KiTS19 system) or ``before_relu``.
-        up_sampling: ``transposed`` 2x2 convolution, or bilinear ``interpolation`` and a 1x1
-            convolution.
-    """
-
-    kind: str = "unet"
-    in_channels: int = 1
-    context_slices: int = 1
-    prior: bool = False
-    classes: int = 2
-    features: int = 64
-    depth: int = 5
-    padding: bool = True
-    dropout: float = 0.5
-    dropout_place: str = "lowest"
-    normalisation: str = "after_relu"
-    up_sampling: str = "transposed"
-
-    def __post_init__(self) -> None:
-        for name, high in (
-            ("in_channels", 64),
-            ("context_slices", 63),
-            ("classes", 256),
-            ("features", 1024),
-            ("depth", 8),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-                raise ValueError(f"{name} must be a whole number from 1 to {high}, not {value!r}")
-        if self.context_slices % 2 != 1:
-            raise ValueError(f"context_slices must be an odd number, not {self.context_slices!r}")
-        for name in ("padding", "prior"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
-        for name, choices in (
-            ("kind", KINDS),
-            ("dropout_place", DROPOUT_PLACES),
-            ("normalisation", NORMALISATION_PLACES),
-            ("up_sampling", UP_SAMPLINGS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
-        if self.kind == "inception-unet":
-            if not self.padding:
-                raise ValueError("padding cannot be left out of an inception-unet")
-            if self.features < 4:
-                raise ValueError(
-                    "features must be at least 4 for the branches of an inception-unet"
-                )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NetworkParameters:
-        """Read the ``network`` entry of a model; raises ValueError naming what is not known."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown network parameter {', '.join(unknown)}")
-        return cls(**values)
-
-    @property
-    def input_channels(self) -> int:
-        """Channels that reach the first convolution."""
-        return self.in_channels * self.context_slices + self.prior
-
-    @property
-    def reach(self) -> int:
-        """How far a pixel is felt on each side of it after the two convolutions of a block."""
-        return 4 if self.kind == "inception-unet" else 2
-
-    @property
-    def multiple(self) -> int:
-        """Padded networks take slices whose rows and columns are multiples of this."""
-        return 2 ** (self.depth - 1)
+# Those of the parameters are here, too, for whoever builds networks.
+__all__ = [
+    "OLD_PARAMETERS",
+    "Block",
+    "Inception",
+    "NetworkParameters",
+    "UNet",
+    "Up",
+    "build",
+    "count_parameters",
+    "import_old_state",
+    "margin",
+    "valid_size",
+]
 
 
 class Inception(nn.Module):
     """Convolutions of several sizes side by side: (N, C, H, W) to (N, features, H, W).
 
-    The shares of the branches and of the 1x1 convolutions before the 3x3 and 5x5 ones are those of
-    the paper's module 3a. The branch that pools does so after its 1x1 convolution instead of
-    before, which takes a fraction of the memory: training keeps an index of each pooled figure.
+    The shares of the branches are those of `Branches`. The branch that pools does so after its 1x1
+    convolution instead of before, which takes a fraction of the memory: training keeps an index of
+    each pooled figure.
     """
 
     def __init__(self, channels: int, features: int):
         super().__init__()
-        few = max(1, features // 8)
-        ones = max(1, features // 4)
-        # A branch behind a single channel would be lost for good once its ReLU answers only zero.
-        before_3, before_5 = max(4, features * 3 // 8), max(4, features // 16)
-        self.branch1 = nn.Conv2d(channels, ones, 1)
-        self.reduce3 = nn.Conv2d(channels, before_3, 1)
-        self.branch3 = nn.Conv2d(before_3, features - ones - 2 * few, 3, padding=1)
-        self.reduce5 = nn.Conv2d(channels, before_5, 1)
-        self.branch5 = nn.Conv2d(before_5, few, 5, padding=2)
-        self.branch_pool = nn.Conv2d(channels, few, 1)
+        shares = Branches.of(features)
+        self.branch1 = nn.Conv2d(channels, shares.ones, 1)
+        self.reduce3 = nn.Conv2d(channels, shares.before_3, 1)
+        self.branch3 = nn.Conv2d(shares.before_3, shares.threes, 3, padding=1)
+        self.reduce5 = nn.Conv2d(channels, shares.before_5, 1)
+        self.branch5 = nn.Conv2d(shares.before_5, shares.fives, 5, padding=2)
+        self.branch_pool = nn.Conv2d(channels, shares.pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         branches = (
@@ -247,35 +161,6 @@ def _crop(skip: Tensor, like: Tensor) -> Tensor:
     top = (skip.shape[-2] - rows) // 2
     left = (skip.shape[-1] - columns) // 2
     return skip[..., top : top + rows, left : left + columns]
-
-
-def margin(parameters: NetworkParameters) -> int:
-    """Pixels that an unpadded network loses on each side (92 for the paper's five levels)."""
-    if parameters.padding:
-        return 0
-    lost = 4 * (2 ** (parameters.depth - 1))
-    for level in range(parameters.depth - 1):
-        lost += 2 * 4 * 2**level
-    return lost // 2
-
-
-def valid_size(parameters: NetworkParameters, at_least: int) -> int:
-    """The smallest network *output* of at least ``at_least`` pixels that every level divides.
-
-    The matching input is ``valid_size + 2 * margin``.
-    """
-    step = parameters.multiple
-    if parameters.padding:
-        return -(-at_least // step) * step
-    # Unpadded: going up from a lowest level of n pixels gives an exact chain for every n.
-    lowest = 1
-    while True:
-        size = lowest
-        for _ in range(parameters.depth - 1):
-            size = 2 * size - 4
-        if size >= max(at_least, 1):
-            return size
-        lowest += 1
 
 
 def build(parameters: NetworkParameters) -> UNet:

@@ -1,130 +1,27 @@
-"""Slices through the network: batches, tiles with mirrored borders, precision, device."""
+"""Slices through the network: batches, and tiles with mirrored borders."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.nn import functional
 
-from KidneySegLib.errors import Cancelled, UsageError
-from KidneySegLib.model import Model
-from KidneySegLib.network import NetworkParameters, margin, valid_size
+from KidneySegLib.backends.base import Backend
+from KidneySegLib.errors import Cancelled
+from KidneySegLib.parameters import NetworkParameters, margin, valid_size
 from KidneySegLib.preprocess import context_offset, with_context
 
 Progress = Callable[[float], None]
-PRECISIONS = ("auto", "float32", "bfloat16")
 PIXELS_AT_ONCE = 16 * 192 * 256
 TILE = 768
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` to a device that is there.
-
-    Raises:
-        UsageError: no such device on this machine.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
-        raise UsageError(f"Device {device!r} is not known; use auto, cpu, cuda, cuda:N or mps.")
-    if kind == "cuda" and not (
-        torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
-    ):
-        raise UsageError(f"Device {device!r} is not on this machine; use --device cpu.")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("Device 'mps' is not on this machine; use --device cpu.")
-    return torch.device(device)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, so that it is faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        return False
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """``auto`` to ``bfloat16`` where the device is good at it, else ``float32``."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"Precision {precision!r} is not known; use {', '.join(PRECISIONS)}.")
-    if precision == "auto":
-        return "bfloat16" if has_bfloat16(device) else "float32"
-    return precision
-
-
-class TorchBackend:
-    """Runs a model's network with torch: batches of scaled slices to kidney probabilities.
-
-    Args:
-        network: used instead of the model's stored weights (a network in training).
-
-    Attributes:
-        finder: the same for the model's finder, if it has one.
-        views: and for its views.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        device: str = "auto",
-        precision: str = "auto",
-        network: torch.nn.Module | None = None,
-    ):
-        self.model = model
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
-        # Channels last is what the processors' convolutions are fastest with.
-        self.network = (network or model.load_network()).to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.finder: TorchBackend | None = None
-        if model.finder is not None:
-            self.finder = TorchBackend(model.finder, str(self.device), self.precision)
-        self.views = [TorchBackend(view, str(self.device), self.precision) for view in model.views]
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """float32 ``(N, channels, rows, columns)`` to float32 ``(N, rows', columns')``."""
-        channels = self._channels(batch)[:, list(self.model.kidney_channels)]
-        softmax = self.model.activation == "softmax"
-        probability = channels.sum(1) if softmax else channels.amax(1)
-        return probability.cpu().numpy()
-
-    def classes(self, batch: np.ndarray) -> np.ndarray:
-        """The same, but the probability of every output channel, background included.
-
-        Returns:
-            float32 array ``(N, classes, rows', columns')``.
-        """
-        return self._channels(batch).cpu().numpy()
-
-    def _channels(self, batch: np.ndarray) -> torch.Tensor:
-        slices = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
-        reduced = self.precision == "bfloat16"
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=reduced),
-        ):
-            logits = self.network(slices).float()
-        if self.model.activation == "softmax":
-            return torch.softmax(logits, dim=1)
-        return torch.sigmoid(logits)
 
 
 def predict(
     working: np.ndarray,
     slice_spacing_mm: float,
-    backend: TorchBackend,
+    backend: Backend,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     batch_slices: int | None = None,
@@ -261,8 +158,4 @@ def _mirror(batch: np.ndarray, pads: tuple[int, int, int, int]) -> np.ndarray:
     """Reflect as often as it takes: a border may be wider than the slice itself."""
     left, right, top, bottom = pads
     widths = ((0, 0), (0, 0), (top, bottom), (left, right))
-    shape = batch.shape
-    if max(left, right) < shape[-1] and max(top, bottom) < shape[-2]:
-        padded = functional.pad(torch.from_numpy(batch), pads, mode="reflect")
-        return padded.numpy()
-    return np.pad(batch, widths, mode="reflect" if min(shape[-2:]) > 1 else "edge")
+    return np.pad(batch, widths, mode="reflect" if min(batch.shape[-2:]) > 1 else "edge")

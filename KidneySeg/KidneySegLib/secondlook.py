@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
+from KidneySegLib.parameters import Tensors, norm_shapes
 from KidneySegLib.preprocess import Preprocessing, WorkingGrid, plan, resample
 
 Box = tuple[slice, slice, slice]
@@ -31,7 +30,7 @@ Box = tuple[slice, slice, slice]
 AXIAL_SHARES = (1 / 3, 1 / 2, 2 / 3)
 VIEWS = len(AXIAL_SHARES) + 2
 CHANNELS = 2  # the CT and the component
-_SAGITTAL = VIEWS - 1
+SAGITTAL = VIEWS - 1
 _SPARE_PIXELS = 2  # read beyond the sections, for what is interpolated at their edges
 
 
@@ -84,53 +83,33 @@ class SecondLook:
         return asdict(self)
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the network's convolutions."""
+        return tuple(self.features * factor for factor in (1, 2, 3, 3))
+
+    @property
+    def weight_shapes(self) -> Tensors:
+        """Name and shape of every tensor of the network's state."""
+        shapes: Tensors = {}
+        before, place = CHANNELS, 0
+        for level, width in enumerate(self.widths):
+            shapes[f"trunk.{place}.weight"] = (width, before, 3, 3)
+            shapes |= norm_shapes(f"trunk.{place + 1}", width)
+            place += 4 if 0 < level < len(self.widths) - 1 else 3
+            before = width
+        for name, into, out in (
+            ("head.0", 3 * 2 * before, 2 * self.features),
+            ("head.3", 2 * self.features, 2),
+        ):
+            shapes |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+        return shapes
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """The grid that sections are taken from: pixels of this size, slices up to it."""
         return Preprocessing(
             window_hu=self.window_hu, pixel_mm=self.pixel_mm, slice_mm=self.pixel_mm
         )
-
-
-class LookNetwork(nn.Module):
-    """Sections of components to logits: (N, views, 2, pixels, pixels) to (N, 2); 1 is kidney.
-
-    Each section becomes the mean of its features within the component beside that over all of it;
-    the axial ones are averaged.
-    """
-
-    def __init__(self, parameters: SecondLook):
-        super().__init__()
-        widths = [parameters.features * factor for factor in (1, 2, 3, 3)]
-        layers: list[nn.Module] = []
-        before = CHANNELS
-        for level, width in enumerate(widths):
-            stride = 2 if level == 0 else 1
-            layers += [
-                nn.Conv2d(before, width, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-            if 0 < level < len(widths) - 1:
-                layers.append(nn.MaxPool2d(2))
-            before = width
-        self.trunk = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.Linear(3 * 2 * before, 2 * parameters.features),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.3),
-            nn.Linear(2 * parameters.features, 2),
-        )
-
-    def forward(self, sections: Tensor) -> Tensor:
-        components, views = sections.shape[:2]
-        pictures = sections.flatten(0, 1)
-        seen = self.trunk(pictures)
-        inside = nn.functional.adaptive_avg_pool2d(pictures[:, 1:], seen.shape[-2:])
-        within = (seen * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1e-3)
-        features = torch.cat([within, seen.mean((2, 3))], 1).view(components, views, -1)
-        axial = features[:, : len(AXIAL_SHARES)].mean(1)
-        logits: Tensor = self.head(torch.cat([axial, *features[:, -2:].unbind(1)], 1))
-        return logits
 
 
 @dataclass(frozen=True)
@@ -218,16 +197,6 @@ def scaled(hu: np.ndarray, parameters: SecondLook) -> np.ndarray:
     return np.asarray((np.clip(hu, low, high) - low) / (high - low), np.float32)
 
 
-def mirrored(views: Tensor) -> Tensor:
-    """Sections (..., views, channels, pixels, pixels) of the patient with left and right changed.
-
-    A sagittal section shows the same then.
-    """
-    return torch.cat(
-        [views[..., :_SAGITTAL, :, :, :].flip(-1), views[..., _SAGITTAL:, :, :, :]], -4
-    )
-
-
 def component_views(
     volume: np.ndarray,
     spacing_mm: tuple[float, float, float],
@@ -305,27 +274,16 @@ def _on(grid: WorkingGrid, places: Places) -> Places:
     )
 
 
-def probabilities(network: nn.Module, views: Tensor) -> Tensor:
-    """Probability of being a kidney of each component, the mean with its mirror image's.
-
-    Args:
-        views: (N, views, 2, pixels, pixels), scaled to 0..1.
-    """
-    with torch.inference_mode():
-        both = torch.stack([network(views), network(mirrored(views))]).float()
-    return torch.softmax(both, -1)[..., 1].mean(0)
-
-
 class Look:
-    """A second look at components of CTs, on the CPU.
+    """A second look at components of CTs, on the CPU and without torch: its network is small.
 
     Args:
-        network: with its weights, in evaluation mode.
+        weights: those of `looknetwork.LookNetwork`, by name.
     """
 
-    def __init__(self, parameters: SecondLook, network: nn.Module):
+    def __init__(self, parameters: SecondLook, weights: Mapping[str, np.ndarray]):
         self.parameters = parameters
-        self.network = network
+        self._weights = weights
 
     def __call__(
         self,
@@ -334,9 +292,62 @@ class Look:
         box: Box,
         mask: np.ndarray,
     ) -> float:
-        """How likely a component is a kidney, 0..1; see `component_views`."""
+        """How likely a component is a kidney, 0..1; see `component_views`.
+
+        The mean with the answer for its mirror image; a sagittal section shows the same in that.
+        """
         views = component_views(volume, spacing_mm, box, mask, self.parameters)
-        return float(probabilities(self.network, torch.from_numpy(views)[None])[0])
+        mirrored = views.copy()
+        mirrored[:SAGITTAL] = views[:SAGITTAL, ..., ::-1]
+        logits = np.stack([self._logits(views), self._logits(mirrored)])
+        return float((1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))).mean())
+
+    def _logits(self, views: np.ndarray) -> np.ndarray:
+        """Float32 (views, 2, pixels, pixels) to (2,), as `looknetwork.LookNetwork` computes it."""
+        weights = self._weights
+        seen = views
+        last = len(self.parameters.widths) - 1
+        place = 0
+        for level in range(last + 1):
+            seen = _convolved(seen, weights[f"trunk.{place}.weight"], 2 if level == 0 else 1)
+            norm = f"trunk.{place + 1}."
+            factor = weights[norm + "weight"] / np.sqrt(weights[norm + "running_var"] + 1e-5)
+            shift = weights[norm + "bias"] - weights[norm + "running_mean"] * factor
+            seen = np.maximum(seen * factor[:, None, None] + shift[:, None, None], 0)
+            place += 3
+            if 0 < level < last:
+                rows, columns = (length // 2 * 2 for length in seen.shape[-2:])
+                seen = seen[..., :rows, :columns]
+                seen = seen.reshape(*seen.shape[:2], rows // 2, 2, columns // 2, 2).max((3, 5))
+                place += 1
+        component = views[:, 1]
+        pool = _pooling(component.shape[-1], seen.shape[-1])
+        inside = (pool @ component @ pool.T)[:, None]
+        within = (seen * inside).sum((2, 3)) / np.maximum(inside.sum((2, 3)), 1e-3)
+        features = np.concatenate([within, seen.mean((2, 3))], axis=1)
+        axial = features[: len(AXIAL_SHARES)].mean(0)
+        told = np.concatenate([axial, *features[len(AXIAL_SHARES) :]])
+        hidden = np.maximum(weights["head.0.weight"] @ told + weights["head.0.bias"], 0)
+        return np.asarray(weights["head.3.weight"] @ hidden + weights["head.3.bias"])
+
+
+def _convolved(pictures: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
+    """A 3x3 convolution with one pixel of zeros around: (N, C, rows, columns)."""
+    padded = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    windows = windows[:, :, ::stride, ::stride].transpose(0, 2, 3, 1, 4, 5)
+    number, rows, columns = windows.shape[:3]
+    flat = windows.reshape(number * rows * columns, -1) @ weight.reshape(len(weight), -1).T
+    return flat.reshape(number, rows, columns, -1).transpose(0, 3, 1, 2)
+
+
+def _pooling(pixels: int, fewer: int) -> np.ndarray:
+    """Means of stretches of nearly equal length, as torch pools adaptively: (fewer, pixels)."""
+    pool = np.zeros((fewer, pixels), np.float32)
+    for index in range(fewer):
+        first, stop = index * pixels // fewer, -(-(index + 1) * pixels // fewer)
+        pool[index, first:stop] = 1 / (stop - first)
+    return pool
 
 
 def _three(values: Any) -> Any:

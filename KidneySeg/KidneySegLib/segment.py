@@ -18,13 +18,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.answer import answer
+from KidneySegLib.backends.base import Backend
+from KidneySegLib.backends.choosing import open_backend
 from KidneySegLib.confidence import confidence
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
 from KidneySegLib.measure import evaluate, volumes_ml
 from KidneySegLib.model import Model, find_model
 from KidneySegLib.postprocess import MINIMUM_ML, SIDE_NAMES, Candidate, find_kidneys
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.reading import LabelMap, Scan, check_ct, read_ct, read_labels
 from KidneySegLib.secondlook import Look
 
@@ -102,10 +103,11 @@ class _Walk:
 
 def segment(
     source: Path | str | sitk.Image | Scan,
-    model: TorchBackend | Model | Path | str | None = None,
+    model: Backend | Model | Path | str | None = None,
     *,
     device: str = "auto",
     precision: str = "auto",
+    backend: str = "auto",
     series_uid: str | None = None,
     reference: Path | str | sitk.Image | LabelMap | None = None,
     keep_small: bool = False,
@@ -120,10 +122,11 @@ def segment(
 
     Args:
         source: a file, a DICOM or case folder, or an image in HU.
-        model: a name, a model folder or a `Model`; a `TorchBackend` to use it for many CTs; None
+        model: a name, a model folder or a `Model`; a `Backend` to use it for many CTs; None
             for the default model.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``float32`` or ``bfloat16``.
+        backend: ``auto``, ``openvino`` or ``torch``; see `backends.choosing.open_backend`.
         series_uid: which series of a DICOM folder.
         reference: a label map on the same grid to compare with.
         keep_small: keep components that are too small or in the wrong place for a kidney.
@@ -151,19 +154,19 @@ def segment(
             f"The least volume of a kidney is 0 ml or more, not {minimum_ml}; give another one."
         )
     walk = _Walk(progress, cancelled)
-    if isinstance(model, TorchBackend):
+    if isinstance(model, Backend):
         _check_channels(model.model)
-        backend = model
+        engine = model
     else:
         chosen = model if isinstance(model, Model) else find_model(model)
         _check_channels(chosen)
-        backend = TorchBackend(chosen, device, precision)
-    parameters = backend.model.second_look
+        engine = open_backend(chosen, device, precision, backend)
+    parameters = engine.model.second_look
     look = None
     if second_look and parameters is not None:
-        look = Look(parameters, backend.model.load_second_look())
+        look = Look(parameters, engine.model.load_second_look_weights())
     if minimum_ml is None:
-        minimum_ml = backend.model.smallest_kidney_ml
+        minimum_ml = engine.model.smallest_kidney_ml
     if minimum_ml is None:
         minimum_ml = MINIMUM_ML
 
@@ -176,7 +179,7 @@ def segment(
     full = answer(
         volume,
         grid.spacing_mm,
-        backend,
+        engine,
         walk.step,
         cancelled=cancelled,
         batch_slices=batch_slices,
@@ -196,7 +199,7 @@ def segment(
         full,
         grid,
         volume,
-        threshold=backend.model.threshold,
+        threshold=engine.model.threshold,
         minimum_ml=minimum_ml,
         keep_small=keep_small,
         believe=None if look is None else believe,
@@ -207,14 +210,14 @@ def segment(
     walk.begin("measure")
     labels = from_axial(kidneys.labels, grid, kidneys.box)
     found = kidneys.labels[kidneys.box]
-    report = _report(scan, backend, found, grid)
+    report = _report(scan, engine, found, grid)
     first, second, third = (part.start for part in kidneys.box)
     for label, side in SIDE_NAMES.items():
         belief = confidence(full, found == label, grid.spacing_mm, (first, second, third))
         report["kidneys"][side]["confidence"] = belief
     del full
     report["horseshoe"] = kidneys.horseshoe
-    report["notes"] = [*kidneys.notes, *scan.warnings]
+    report["notes"] = [*kidneys.notes, *scan.warnings, *engine.notes]
     if looked_at:
         report["second_look"] = looked_at
     if truth is not None:
@@ -271,14 +274,15 @@ def _reference(
 
 
 def _report(
-    scan: Scan, backend: TorchBackend, labels: np.ndarray, grid: AxialGrid
+    scan: Scan, engine: Backend, labels: np.ndarray, grid: AxialGrid
 ) -> dict[str, Any]:
     volumes = volumes_ml(labels, grid)
     return {
         "input": str(scan.path),
-        "model": {"name": backend.model.name, "version": backend.model.version},
-        "device": str(backend.device),
-        "precision": backend.precision,
+        "model": {"name": engine.model.name, "version": engine.model.version},
+        "backend": engine.name,
+        "device": str(engine.device),
+        "precision": engine.precision,
         "seconds": {},
         "kidneys": {side: {"volume_ml": volumes[side]} for side in ("left", "right")},
     }

@@ -237,16 +237,17 @@ class Panel:
         with self._told():
             self._installing = True
             self.update()
+            box = self.ui.deviceComboBox
+            device = box.itemData(box.currentIndex)
             try:
-                self.logic.installRequirements()
+                self.logic.installRequirements(device=device)
             finally:
                 self._installing = False
-            box = self.ui.deviceComboBox
             self.run = self.logic.segmentAsync(
                 chosen.inputVolume,
                 chosen.segmentation,
                 model=str(self._card()["folder"]),
-                device=box.itemData(box.currentIndex),
+                device=device,
                 referenceNode=chosen.reference,
                 mergeSides=chosen.mergeSides,
                 keepSmall=chosen.keepSmall,

@@ -28,9 +28,9 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from KidneySegLib.answer import answer
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import AxialGrid
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import (
     Preprocessing,
     body_box,

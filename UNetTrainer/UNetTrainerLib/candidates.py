@@ -19,8 +19,8 @@ import numpy as np
 from scipy import ndimage
 
 from KidneySegLib.answer import answer
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.postprocess import MINIMUM_ML
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.preprocess import plan, resample
 from KidneySegLib.secondlook import Box, SecondLook, places_in, scaled, sections
 from UNetTrainerLib.cases import Case

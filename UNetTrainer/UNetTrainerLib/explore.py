@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.data_report import (
     ExploredCase,
     Predictions,
@@ -30,7 +31,6 @@ from KidneySegLib.model import load_model
 from KidneySegLib.modelcard import Card, Patients, find_card, patients_of
 from KidneySegLib.overlay import Look, contact_sheet
 from KidneySegLib.plots import check_matplotlib
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.reading import read_label_values
 from KidneySegLib.segment import segment
 from UNetTrainerLib.cases import UNUSABLE, Case, find_everything

@@ -22,9 +22,9 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, KidneySegError
 from KidneySegLib.model import Model
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.writing import atomic
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.checkpoint import BEST, LAST, RUN

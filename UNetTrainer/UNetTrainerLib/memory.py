@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from KidneySegLib.backends.torchbackend import choose_precision
 from KidneySegLib.errors import UsageError
 from KidneySegLib.network import build, count_parameters, margin
-from KidneySegLib.predict import choose_precision
 from UNetTrainerLib.options import Options
 
 # Beside what is kept, the backward pass holds about this many tensors of the largest size, and the

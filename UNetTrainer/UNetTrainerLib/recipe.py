@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import UsageError
 from KidneySegLib.evaluation import bootstrap_interval, evaluate_case
 from KidneySegLib.geometry import to_axial
 from KidneySegLib.model import CARD_FILE, Model, load_model
 from KidneySegLib.phantom import write_cases
-from KidneySegLib.predict import TorchBackend
 from KidneySegLib.reading import read_labels
 from KidneySegLib.segment import Result, segment
 from KidneySegLib.writing import atomic, write_json

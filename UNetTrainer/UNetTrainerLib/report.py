@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.geometry import to_axial
 from KidneySegLib.model import Model
 from KidneySegLib.overlay import draw_overlay
-from KidneySegLib.predict import TorchBackend, predict
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale
 from KidneySegLib.segment import segment
 from KidneySegLib.writing import atomic

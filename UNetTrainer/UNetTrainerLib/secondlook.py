@@ -22,7 +22,9 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
 from KidneySegLib import __version__
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import InputError, UsageError
+from KidneySegLib.looknetwork import LookNetwork, mirrored, probabilities
 from KidneySegLib.model import (
     README_FILE,
     WEIGHTS_FILE,
@@ -31,8 +33,7 @@ from KidneySegLib.model import (
     find_model,
     save_model,
 )
-from KidneySegLib.predict import TorchBackend
-from KidneySegLib.secondlook import CHANNELS, LookNetwork, SecondLook, mirrored, probabilities
+from KidneySegLib.secondlook import CHANNELS, SecondLook
 from UNetTrainerLib.candidates import (
     DRAWN,
     FOUND,

@@ -21,11 +21,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
+from KidneySegLib.backends.torchbackend import TorchBackend, choose_device, has_bfloat16
 from KidneySegLib.errors import KidneySegError, UsageError
 from KidneySegLib.model import Model, find_model, load_model, resources_folder, save_model
 from KidneySegLib.model import user_folder as models_folder
 from KidneySegLib.network import build, count_parameters
-from KidneySegLib.predict import TorchBackend, choose_device, has_bfloat16
 from KidneySegLib.regions import Search
 from KidneySegLib.writing import write_json
 from UNetTrainerLib.cache import CachedCase, build_cache

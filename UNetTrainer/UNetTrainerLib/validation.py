@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.measure import dice, slice_score
 from KidneySegLib.postprocess import bounding_box
-from KidneySegLib.predict import TorchBackend, predict
+from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.losses import Loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -59,6 +60,15 @@ class Teller:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def one_thread_for_numpy() -> None:
+    """Keep numpy's matrix products to a thread each, unless the user says otherwise.
+
+    Ours are small, and threads that wait for each other on cores that also read, write and run the
+    network make them several times slower. Does nothing once numpy is loaded.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def keep_inputs(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:

@@ -1,10 +1,11 @@
-"""``kidneyseg models``: what there is to segment with."""
+"""``kidneyseg models``: what there is to segment with, and what OpenVINO needs of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 NAME = "models"
 HELP = "list the models that are there"
@@ -12,10 +13,21 @@ HELP = "list the models that are there"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON, with their cards")
+    parser.add_argument(
+        "--add-onnx",
+        type=Path,
+        metavar="FOLDER",
+        help="write the ONNX file, by which OpenVINO runs a model, into its folder",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from KidneySegLib.model import DEFAULT_MODEL, list_models
+    from KidneySegLib.model import DEFAULT_MODEL, add_onnx, list_models
+
+    if options.add_onnx is not None:
+        model = add_onnx(options.add_onnx)
+        print(f"{model.name} {model.version} in {model.folder} has its ONNX file now.")
+        return 0
 
     models, refused = list_models()
     if options.json:

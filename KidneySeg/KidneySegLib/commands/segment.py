@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from KidneySegLib.commands.common import LABELS, PROGRESS, Teller, keep_inputs
+from KidneySegLib.commands.common import (
+    LABELS,
+    PROGRESS,
+    Teller,
+    keep_inputs,
+    one_thread_for_numpy,
+)
 from KidneySegLib.errors import Cancelled, KidneySegError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME|FOLDER", help="see `kidneyseg models`")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "openvino", "torch"),
+        help="what computes on the CPU (default: OpenVINO where it is installed)",
+    )
     parser.add_argument(
         "--labels",
         default="sides",
@@ -116,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
+    one_thread_for_numpy()
     if options.stop_with_stdin:
         _stop_with_stdin()
 
@@ -201,11 +214,13 @@ class _Run:
 
     def ready(self) -> None:
         self.teller(0.0, "read")
+        from KidneySegLib.backends.choosing import open_backend
         from KidneySegLib.model import find_model
-        from KidneySegLib.predict import TorchBackend
 
         options = self.options
-        self.backend = TorchBackend(find_model(options.model), options.device, options.precision)
+        self.backend = open_backend(
+            find_model(options.model), options.device, options.precision, options.backend
+        )
         self.seconds["start"] = time.perf_counter() - self.started
 
     def read(self, case: _Case, cancelled: Callable[[], bool]) -> tuple[Scan, LabelMap | None]:
