@@ -7,8 +7,6 @@ import importlib
 import sys
 from typing import Annotated
 
-import numpy as np
-import SimpleITK as sitk
 import slicer
 import vtk
 from slicer import (
@@ -301,6 +299,9 @@ class KidneySegTest(ScriptedLoadableModuleTest):
 
     def generateCase(self):
         """A generated CT as a volume node, and its kidneys as a label map node."""
+        import numpy as np
+        import SimpleITK as sitk
+
         from KidneySegLib.phantom import generate
 
         phantom = generate(1, (128, 128, 40), tumour=False)
