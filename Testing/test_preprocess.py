@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from KidneySegLib.preprocess import (
     Preprocessing,
@@ -144,3 +145,56 @@ def test_neighbours_beyond_the_ends_are_the_end_slice():
 def test_neighbours_lie_about_the_same_distance_away_whatever_the_slices():
     far = Preprocessing(context_mm=3.0)
     assert [context_offset(mm, far) for mm in (0.5, 1.0, 1.25, 3.0, 10.0)] == [6, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("full", "small"),
+    [
+        ((512, 512), (187, 190)),
+        ((37, 45), (16, 100)),
+        ((100, 71), (333, 71)),
+        ((512, 400), (511, 401)),
+        ((5, 7), (1, 1)),
+        ((1, 3), (4, 9)),
+    ],
+    ids=str,
+)
+def test_resizing_is_that_of_torch_which_models_were_trained_with(full, small):
+    slices = np.random.default_rng(0).uniform(-1000, 1000, (3, *full)).astype(np.float32)
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(slices)[:, None],
+        size=small,
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )[:, 0].numpy()
+    grid = WorkingGrid((3, *full), 1, small, (0, small[0], 0, small[1]), (1.0, 1.0, 1.0))
+    got = resample(slices, grid)
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() < 1e-5 * 1000
+
+
+@pytest.mark.parametrize("larger", [True, False], ids=["larger", "smaller"])
+def test_only_the_busy_part_of_a_slice_is_brought_back_and_nothing_is_lost(larger):
+    shape, full = ((40, 50), (91, 133)) if larger else ((91, 133), (40, 50))
+    box = (3, shape[0] - 4, 5, shape[1] - 2)
+    grid = WorkingGrid((4, *full), 1, shape, box, (1.0, 1.0, 1.0))
+    random = np.random.default_rng(0)
+    probability = np.zeros((4, box[1] - box[0], box[3] - box[2]), np.float16)
+    probability[1, 7:12, 20:33] = random.random((5, 13))
+    probability[1, 25:27, :4] = 1
+    probability[2, 0, 0] = 0.003  # below 1/255: nothing of it would be seen
+    whole = np.zeros((4, *shape), np.float32)
+    whole[:, box[0] : box[1], box[2] : box[3]] = probability
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(whole)[:, None],
+        size=full,
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )[:, 0].numpy()
+    got = dict(back_to_full(probability, grid))
+    assert list(got) == [1]
+    assert got[1].dtype == np.uint8 and got[1].max() > 100
+    assert np.abs(got[1] - np.rint(wanted[1] * 255)).max() <= 1
+    assert (got[1] != np.rint(wanted[1] * 255)).mean() < 0.001
