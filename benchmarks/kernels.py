@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,15 +65,16 @@ def seconds_of(work: Callable[[], Any], enough: float) -> float:
     """The shortest of several times, after one that does not count: what the machine can do.
 
     Args:
-        enough: seconds after which no further time is taken, from the third on.
+        enough: seconds after which no further time is taken; one that is longer is not repeated.
     """
-    work()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < enough and len(times) < 100):
+    while len(times) < 100:
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return min(times)
+        if times[-1] > enough or (len(times) > 3 and sum(times[1:]) > enough):
+            break
+    return min(times[1:] or times)
 
 
 def rates(sizes: list[int], enough: float) -> dict[str, Any]:
@@ -83,9 +85,13 @@ def rates(sizes: list[int], enough: float) -> dict[str, Any]:
     for library, works in (("torch", torch_works), ("openvino", openvino_works)):
         for precision in ("float32", "bfloat16"):
             figures = found.setdefault(library, {}).setdefault(precision, {})
+            rate = math.inf
             for name, operations, prepare in works(precision, sizes):
+                if operations / rate > 4 * enough:  # no instructions for it: slow, not refused
+                    continue
                 try:
-                    figures[name] = operations / seconds_of(prepare(), enough)
+                    rate = operations / seconds_of(prepare(), enough)
+                    figures[name] = rate
                 except RuntimeError as error:  # no such instructions
                     figures[name] = None
                     lines = [line for line in str(error).splitlines() if line]
