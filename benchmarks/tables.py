@@ -89,7 +89,7 @@ def memory_text(peak_mb: float) -> str:
 def rate_text(rate: float | None) -> str:
     """Operations a second."""
     if rate is None:
-        return "refused"
+        return "refused or too slow"
     return f"{rate / 1e12:.2f} Tflop/s" if rate >= 1e11 else f"{rate / 1e9:.1f} Gflop/s"
 
 
