@@ -346,7 +346,7 @@ def test_cards_are_listed_for_a_window_that_has_no_torch(tmp_path, monkeypatch, 
     shutil.copy(more / "mine" / "weights.safetensors", more / "nameless")
     (more / "nameless" / "model.json").write_text('{"format": 1, "name": ""}', encoding="utf-8")
     cards, refused = list_cards(more, tmp_path / "gone")
-    assert [card["name"] for card in cards] == ["kidney-unet-25d", "toy", "mine"]
+    assert [card["name"] for card in cards] == ["kidney-unet-views", "toy", "mine"]
     assert cards[1]["folder"] == toy_model.folder
     assert (cards[2]["licence"], cards[2]["folder"]) == ("free", more / "mine")
     assert len(refused) == 2 and "empty" in refused[0] and "nameless" in refused[1]

@@ -28,7 +28,7 @@ def backend() -> TorchBackend:
 def test_it_ships_with_its_card_and_is_small_enough_to_clone(backend: TorchBackend) -> None:
     folder = resources_folder() / DEFAULT_MODEL
     assert backend.model.folder == folder
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 20e6
     assert (folder / WEIGHTS_FILE).is_file()
     card = backend.model.card
     assert "Research use only" in card["licence"]
@@ -37,6 +37,8 @@ def test_it_ships_with_its_card_and_is_small_enough_to_clone(backend: TorchBacke
     for word in ("BTCV", "3D-IRCADb", "KiTS19", "Research use only"):
         assert word in text
     assert f"{count_parameters(backend.network):,} parameters" in text
+    views = [view.preprocessing.view for view in backend.model.views]
+    assert views == ["coronal", "sagittal"] and backend.model.finder is not None
 
 
 @pytest.mark.parametrize(("seed", "phase"), [(71, "portal"), (72, "plain"), (73, "arterial")])

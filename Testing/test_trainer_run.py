@@ -301,7 +301,7 @@ def test_an_installed_model_is_listed_and_none_that_ships_is_hidden(
     assert model.folder == tmp_path / "models" / "mine"
     assert "mine" in {known.name for known in list_models()[0]}
     with pytest.raises(UsageError, match="ships with KidneySeg"):
-        train(tiny(case_folders, tmp_path / "run", name="kidney-unet-25d", **choices))
+        train(tiny(case_folders, tmp_path / "run", name="kidney-unet-views", **choices))
 
 
 def test_fine_tuning_takes_the_shape_of_the_model_and_starts_from_its_weights(

@@ -45,7 +45,7 @@ FORMAT_WITH_FINDER = 2  # older versions would take the network for one that see
 FORMAT_WITH_VIEWS = 3  # and for one that answers alone
 FORMATS = (FORMAT, FORMAT_WITH_FINDER, FORMAT_WITH_VIEWS)
 ACTIVATIONS = ("softmax", "sigmoid")
-DEFAULT_MODEL = "kidney-unet-25d"
+DEFAULT_MODEL = "kidney-unet-views"
 RESEARCH_USE = "Research use only, not for clinical use."
 
 Network = TypeVar("Network", bound="nn.Module")

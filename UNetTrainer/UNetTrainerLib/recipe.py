@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from KidneySegLib.backends.torchbackend import TorchBackend
+from KidneySegLib.backends.base import Backend
+from KidneySegLib.backends.choosing import open_backend
 from KidneySegLib.errors import UsageError
 from KidneySegLib.evaluation import bootstrap_interval, evaluate_case
 from KidneySegLib.geometry import to_axial
@@ -248,7 +249,7 @@ def cross_validate(
         model = follow(
             recipe, data, output, folds=folds, fold=fold, progress=progress, cancelled=cancelled
         )
-        backend = TorchBackend(model)
+        backend = open_backend(model)  # what users' CTs go through
         of_fold = []
         for case in split_cases(cases, "folds", folds, fold).validation:
             row = score(case, backend, fold)
@@ -266,7 +267,7 @@ def cross_validate(
     return held_out
 
 
-def score(case: Case, backend: TorchBackend, fold: int = 0) -> HeldOut:
+def score(case: Case, backend: Backend, fold: int = 0) -> HeldOut:
     """Segment one labelled case from its file on, as a user would, and measure the result."""
     started = time.perf_counter()
     if case.is_slice:
