@@ -287,7 +287,8 @@ def test_what_is_packed_runs_where_it_is_put(built, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert str(scripted / "Resources/Models/kidney-unet-views") in run("-m", "KidneySegLib", "models")
+    shipped = scripted / "Resources/Models/kidney-unet-views"
+    assert str(shipped) in run("-m", "KidneySegLib", "models")
     image = sitk.GetImageFromArray(np.arange(-60, 60, dtype=np.int16).reshape(4, 5, 6))
     sitk.WriteImage(image, str(tmp_path / "ct.nii.gz"))
     listed = run("Scripts/segment_batch.py", "--input", tmp_path, "--output", tmp_path, "--list")
