@@ -121,12 +121,16 @@ def test_the_shipped_model_finds_the_same_kidneys_with_every_engine(precision):
     assert one.any() and dice(one, other) >= 0.998
 
 
-def test_a_finder_and_views_are_run_by_the_same_engine(toy_model):
+@pytest.mark.parametrize("engine", [OpenVinoBackend, TorchBackend])
+def test_views_are_run_like_their_model_and_a_finder_without_rounding_boxes_elsewhere(
+    toy_model, engine
+):
+    """A box that begins a pixel further on is resampled to other pixels, all of it."""
     model = replace(toy_model, finder=toy_model, views=(toy_model,))
-    backend = OpenVinoBackend(model, "float32")
-    assert isinstance(backend.finder, OpenVinoBackend)
-    assert [type(view) for view in backend.views] == [OpenVinoBackend]
-    assert backend.finder.precision == backend.views[0].precision == "float32"
+    backend = engine(model, precision="bfloat16")
+    assert [type(view) for view in (backend.finder, *backend.views)] == [engine, engine]
+    assert (backend.precision, backend.views[0].precision) == ("bfloat16", "bfloat16")
+    assert backend.finder.precision == "float32"
 
 
 # --- Which is chosen ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from KidneySegLib.backends import compiled, processor
-from KidneySegLib.backends.base import Backend, check_precision
+from KidneySegLib.backends.base import FINDER_PRECISION, Backend, check_precision
 from KidneySegLib.backends.silent import openvino
 from KidneySegLib.model import Model
 from KidneySegLib.parameters import margin, valid_size
@@ -62,7 +62,7 @@ class OpenVinoBackend(Backend):
             raise CannotRun(_first_line(error)) from error
         self._finder: OpenVinoBackend | None = None
         if model.finder is not None:
-            self._finder = OpenVinoBackend(model.finder, self.precision)
+            self._finder = OpenVinoBackend(model.finder, FINDER_PRECISION)
         self._views = [OpenVinoBackend(view, self.precision) for view in model.views]
 
     @property

@@ -6,7 +6,12 @@ import numpy as np
 import torch
 
 from KidneySegLib.backends import processor
-from KidneySegLib.backends.base import Backend, check_precision, split_device
+from KidneySegLib.backends.base import (
+    FINDER_PRECISION,
+    Backend,
+    check_precision,
+    split_device,
+)
 from KidneySegLib.errors import UsageError
 from KidneySegLib.model import Model
 
@@ -73,7 +78,7 @@ class TorchBackend(Backend):
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._finder: TorchBackend | None = None
         if model.finder is not None:
-            self._finder = TorchBackend(model.finder, str(self._device), self.precision)
+            self._finder = TorchBackend(model.finder, str(self._device), FINDER_PRECISION)
         self._views = [
             TorchBackend(view, str(self._device), self.precision) for view in model.views
         ]
