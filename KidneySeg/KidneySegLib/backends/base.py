@@ -11,8 +11,8 @@ from KidneySegLib.errors import UsageError
 from KidneySegLib.model import Model
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-# A finder's answer decides where boxes begin. Rounded, it now and then moved one by a pixel, and all
-# that is resampled within it came out elsewhere: Dice 0.996 between precisions instead of 0.9997.
+# A finder's answer decides where boxes begin. Rounded, it now and then moved one by a pixel, and
+# all that is resampled within came out elsewhere: Dice 0.996 between precisions instead of 0.9997.
 FINDER_PRECISION = "float32"
 
 
