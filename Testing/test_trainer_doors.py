@@ -190,7 +190,8 @@ def test_a_wrong_flag_is_one_sentence_and_exit_code_2(asked, capsys, flags, mess
     [
         ([], "monai", '`pip install ".[train]"`'),
         (["--progress", "slicer"], "monai", "slicer.util.pip_install('monai')"),
-        (["--progress", "slicer"], "torch", "the module KidneySeg"),
+        (["--progress", "slicer"], "torch", "the module PyTorch Util"),
+        (["--progress", "slicer"], "cc3d", "the module KidneySeg"),
     ],
 )
 def test_a_missing_package_is_named_with_how_to_get_it(

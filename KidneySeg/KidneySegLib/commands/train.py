@@ -18,11 +18,13 @@ TRAINING_PACKAGES = (
     "lightning",
     "matplotlib",
     "monai",
+    "onnx",
     "psutil",
     "scipy",
     "tensorboard",
+    "torch",
 )
-ENGINE_PACKAGES = ("PIL", "SimpleITK", "cc3d", "numpy", "safetensors", "torch", "tqdm")
+ENGINE_PACKAGES = ("PIL", "SimpleITK", "cc3d", "numpy", "safetensors", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +115,8 @@ def check_packages(in_slicer: bool = False) -> None:
     how = 'run `pip install ".[train]"` in the folder of KidneySeg\'s source'
     if in_slicer and engine:
         how = "segment a CT with the module KidneySeg, which installs what it needs"
+    elif in_slicer and "torch" in training:
+        how = "let the module PyTorch Util of the extension PyTorch install PyTorch"
     elif in_slicer:
         how = f"run slicer.util.pip_install({' '.join(training)!r}) in Slicer's Python console"
     raise UsageError(
