@@ -398,3 +398,19 @@ def test_an_error_while_a_slice_is_computed_is_not_taken_for_an_answer(toy_model
     with pytest.raises(RuntimeError):
         backend(np.zeros((1, 5, 16, 16), np.float32))  # a channel is what it takes
     assert CannotRun is not RuntimeError
+
+
+def test_signals_reach_a_process_whose_backends_are_gone():
+    """On a processor with AMX, OpenVINO once took the stack for signals away with it."""
+    code = (
+        "import gc, os, signal, sys\n"
+        "from KidneySegLib.backends.openvinobackend import OpenVinoBackend\n"
+        "from KidneySegLib.model import find_model\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('reached', flush=True))\n"
+        "backend = OpenVinoBackend(find_model())\n"
+        "del backend\n"
+        "gc.collect()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "reached\n"), done.stderr

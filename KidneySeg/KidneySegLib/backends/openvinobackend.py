@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,17 @@ def _keep(request: openvino.InferRequest, place: tuple[np.ndarray, int, np.ndarr
     out[index] = request.get_output_tensor(0).data[0]
 
 
+@cache
+def _core() -> openvino.Core:
+    """One, which lives as long as the process.
+
+    Where the processor has AMX, OpenVINO gives the thread a stack for signals. With the last core
+    its library is unloaded and that stack with it, and the next signal, be it Ctrl-C or the end of
+    a child process, ends the process with a segmentation fault.
+    """
+    return openvino.Core()
+
+
 def _compiled(model: Model, precision: str) -> openvino.CompiledModel:
     """From the cache, or compiled and put there.
 
@@ -102,7 +114,7 @@ def _compiled(model: Model, precision: str) -> openvino.CompiledModel:
         RuntimeError: OpenVINO cannot compile it.
     """
     graph = model.graph()
-    core = openvino.Core()
+    core = _core()
     # No threads pinned to cores: another process on the same cores would halve the speed.
     choices: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
