@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from toys import copying_model, everything_in, random_model
 
 from KidneySegLib import cli
-from KidneySegLib.backends.silent import openvino
+from KidneySegLib.backends.openvinobackend import shared_core
 from KidneySegLib.errors import ModelError, UsageError
 from KidneySegLib.looknetwork import LookNetwork, probabilities
 from KidneySegLib.model import (
@@ -69,7 +69,7 @@ def model(tmp_path) -> Model:
 
 
 def logits_of(folder: Path, slices: np.ndarray) -> np.ndarray:
-    compiled = openvino.Core().compile_model(
+    compiled = shared_core().compile_model(
         str(folder / ONNX_FILE), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     return compiled(slices)[0]

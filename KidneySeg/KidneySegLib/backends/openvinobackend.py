@@ -97,7 +97,7 @@ def _keep(request: openvino.InferRequest, place: tuple[np.ndarray, int, np.ndarr
 
 
 @cache
-def _core() -> openvino.Core:
+def shared_core() -> openvino.Core:
     """One, which lives as long as the process.
 
     Where the processor has AMX, OpenVINO gives the thread a stack for signals. With the last core
@@ -114,7 +114,7 @@ def _compiled(model: Model, precision: str) -> openvino.CompiledModel:
         RuntimeError: OpenVINO cannot compile it.
     """
     graph = model.graph()
-    core = _core()
+    core = shared_core()
     # No threads pinned to cores: another process on the same cores would halve the speed.
     choices: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
