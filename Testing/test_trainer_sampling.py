@@ -35,6 +35,7 @@ from UNetTrainerLib.sampling import (
     loader,
     show,
     warp,
+    wash_out,
 )
 
 AIR, TISSUE, KIDNEY_HU = -1000, 40, 180
@@ -508,8 +509,22 @@ def test_a_changed_phase_leaves_everything_but_the_kidney_alone() -> None:
     assert (hu[..., 10:14, 10:14] == 180).all(), "the given array stays"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_washed_out_has_no_contrast_but_all_its_edges(seed: int) -> None:
+    air_fat_muscle, liver, kidney, vessel = [-1000, -100, 0], 110, 180, 200
+    hu = np.array([*air_fat_muscle, liver, kidney, vessel, 300, 1000], np.float32)
+    plain = wash_out(hu, np.random.default_rng(seed))
+    assert plain.dtype == np.float32
+    np.testing.assert_allclose(plain[:3], air_fat_muscle, atol=0.01)
+    np.testing.assert_allclose(plain[-2:], [300, 1000], atol=0.01)
+    assert (np.diff(plain) > 0).all(), "nothing merges that the CT tells apart"
+    assert plain[4] - plain[3] < 0.6 * (kidney - liver)
+    assert plain[5] < 140
+
+
+@pytest.mark.parametrize(("change", "how"), [("change_phase", "full"), ("wash_out", "phases")])
 def test_only_volumes_with_a_window_change_their_phase(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, how: str
 ) -> None:
     asked: list[int] = []
 
@@ -517,13 +532,13 @@ def test_only_volumes_with_a_window_change_their_phase(
         asked.append(1)
         return hu
 
-    monkeypatch.setattr(sampling, "change_phase", refuse)
+    monkeypatch.setattr(sampling, change, refuse)
     volume = prepared(tmp_path)
     picture = replace(volume, case=replace(volume.case, is_slice=True))
     for case, scaling, expected in (
         (picture, "window", False), (volume, "minmax", False), (volume, "window", True),
     ):  # fmt: skip
-        dataset = SliceDataset([case], [], options(scaling=scaling))
+        dataset = SliceDataset([case], [], options(scaling=scaling, augment=how))
         for position in range(20):
             dataset[0, position]
         assert bool(asked) is expected

@@ -32,7 +32,15 @@ LOSSES = (
     "focal",
     "weighted-ce",
 )
-AUGMENTATIONS = ("none", "light", "full", "strong", "strong-stretched")
+AUGMENTATIONS = (
+    "none",
+    "light",
+    "full",
+    "strong",
+    "strong-stretched",
+    "phases",
+    "phases-stretched",
+)
 VIEWS = ("axial", "coronal", "sagittal")
 PRECISIONS = ("auto", "bf16", "16-mixed", "32")
 PROGRESS = ("auto", "bar", "lines", "slicer", "none")

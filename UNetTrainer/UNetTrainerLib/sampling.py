@@ -39,6 +39,8 @@ ASIDE = 0.2  # of a square's side: how far its centre may be from such a pixel
 PRIOR_MISSED, PRIOR_MOVED, PRIOR_DOUBTED, PRIOR_FALSE = 0.1, 0.4, 0.7, 0.3  # shares of the draws
 PRIOR_DOUBT = 4.0  # largest standard deviation of the logits of a doubted prior
 PRIOR_MOST_PIXELS = 4
+# What contrast medium brightens lies between muscle and this; from the second on there is bone.
+_ENHANCED_HU, _BONE_HU = 210.0, 275.0
 LESION_RADIUS_MM = (5.0, 30.0)
 BORDER_WEIGHT = 10.0  # w0 and sigma of the U-Net paper, section 3
 BORDER_SIGMA_PIXELS = 5.0
@@ -64,6 +66,8 @@ class Augmentation:
         floor: probability of a raised lower clip (data stored from 0 HU); only with a window.
         phase: probability of drawing the kidney's own intensity towards another contrast phase;
             only in volumes and with a window.
+        plain: probability of taking the contrast medium out of everything, see `wash_out`; only in
+            volumes and with a window.
         lesion: probability of a cyst or tumour painted onto a kidney; only in volumes and with a
             window.
         lone: probability that a slice stands for its neighbours (single slices as input).
@@ -84,6 +88,7 @@ class Augmentation:
     blur: float = 0.2
     floor: float = 0.15
     phase: float = 0.35
+    plain: float = 0.0
     lesion: float = 0.15
     lone: float = 0.1
     thicker: float = 0.2
@@ -111,11 +116,14 @@ _STRONG = Augmentation(
     thicker=0.3,
     field_of_view=0.1,
 )
+_PHASES = replace(_STRONG, phase=0.25, plain=0.2)
 
 AUGMENTATIONS = {
     "full": Augmentation(),
     "strong": _STRONG,
     "strong-stretched": replace(_STRONG, stretch=0.2),
+    "phases": _PHASES,
+    "phases-stretched": replace(_PHASES, stretch=0.2),
     "light": Augmentation(
         rotation_degrees=8,
         shear=0,
@@ -127,7 +135,7 @@ AUGMENTATIONS = {
         blur=0,
         field_of_view=0,
     ),
-    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
 }
 
 
@@ -268,6 +276,8 @@ class SliceDataset(Dataset[Draw]):
         if windowed and not case.case.is_slice and rng.random() < how.phase:
             kidney = show(stored, neighbours, seen, 0, mirrored)[:, None] == 1
             voxels = change_phase(voxels, np.broadcast_to(kidney, voxels.shape), rng)
+        if how.plain and windowed and not case.case.is_slice and rng.random() < how.plain:
+            voxels = wash_out(voxels, rng)
         if windowed and not case.case.is_slice and truth.any() and rng.random() < how.lesion:
             heights_mm = (neighbours - index) * case.spacing_mm[0]
             voxels, truth = add_lesion(voxels, truth, heights_mm, case.spacing_mm[1:], rng)
@@ -553,6 +563,22 @@ def change_phase(hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator) -
     hu = hu.copy()
     hu[near] = part + smoothed(mask, "constant") * tissue * (changed - part)
     return hu
+
+
+def wash_out(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Take contrast medium out of everything, as far as gray values can tell what it is in.
+
+    Kidneys, liver, vessels and bowel come close to muscle, fat stays as it is, and bone as bright.
+    `change_phase` darkens kidneys alone and so leaves an edge exactly where the label has one; here
+    edges stay where the CT has them, but low ones.
+
+    Args:
+        hu: float32 of any shape.
+    """
+    muscle = rng.uniform(10, 50)
+    left = muscle + rng.uniform(0.05, 0.5) * (_ENHANCED_HU - muscle)
+    known = (-1e4, muscle, _ENHANCED_HU, _BONE_HU, 1e4)
+    return np.interp(hu, known, (-1e4, muscle, left, _BONE_HU, 1e4)).astype(np.float32)
 
 
 def add_lesion(
