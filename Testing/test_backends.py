@@ -23,7 +23,8 @@ from KidneySegLib.backends.silent import openvino
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import KidneySegError, ModelError, UsageError
 from KidneySegLib.measure import dice
-from KidneySegLib.model import ONNX_FILE, Model, find_model, load_model
+from KidneySegLib.model import ONNX_FILE, Model, load_model
+from KidneySegLib.modelplaces import find_model
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.phantom import generate
 from KidneySegLib.predict import predict
@@ -405,7 +406,7 @@ def test_signals_reach_a_process_whose_backends_are_gone():
     code = (
         "import gc, os, signal, sys\n"
         "from KidneySegLib.backends.openvinobackend import OpenVinoBackend\n"
-        "from KidneySegLib.model import find_model\n"
+        "from KidneySegLib.modelplaces import find_model\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('reached', flush=True))\n"
         "backend = OpenVinoBackend(find_model())\n"
         "del backend\n"

@@ -14,20 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import copying_model, everything_in
 
-from KidneySegLib import model as room
+from KidneySegLib import modelplaces, modelsaving
 from KidneySegLib.backends.torchbackend import TorchBackend
+from KidneySegLib.checkpointimport import import_checkpoint
 from KidneySegLib.errors import KidneySegError, ModelError
-from KidneySegLib.model import (
-    CARD_FILE,
-    ONNX_FILE,
-    WEIGHTS_FILE,
-    find_model,
-    import_checkpoint,
-    list_cards,
-    list_models,
-    load_model,
-    save_model,
-)
+from KidneySegLib.model import CARD_FILE, ONNX_FILE, WEIGHTS_FILE, load_model
+from KidneySegLib.modelplaces import find_model, list_cards, list_models
+from KidneySegLib.modelsaving import save_model
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.preprocess import Preprocessing
 from KidneySegLib.segment import segment
@@ -191,7 +184,7 @@ def places(tmp_path, monkeypatch):
     """Empty resources and user folders, and a working folder."""
     resources, user, here = (tmp_path / name for name in ("resources", "user", "here"))
     here.mkdir()
-    monkeypatch.setattr(room, "resources_folder", lambda: resources)
+    monkeypatch.setattr(modelplaces, "resources_folder", lambda: resources)
     monkeypatch.setenv("KIDNEYSEG_MODELS", str(user))
     monkeypatch.chdir(here)
     return resources, user, here
@@ -207,8 +200,8 @@ def test_a_model_is_looked_for_in_the_resources_then_the_users_folder_then_as_a_
 def test_without_a_name_the_default_model_is_taken(places):
     with pytest.raises(ModelError, match=r"no model 'kidney-.*installed: none.*kidneyseg models"):
         find_model()
-    copying_model(places[0] / room.DEFAULT_MODEL, NETWORK)
-    assert find_model().name == room.DEFAULT_MODEL
+    copying_model(places[0] / modelplaces.DEFAULT_MODEL, NETWORK)
+    assert find_model().name == modelplaces.DEFAULT_MODEL
 
 
 def test_a_model_is_found_by_the_name_that_the_list_shows(places):
@@ -257,7 +250,7 @@ def test_a_model_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room.json, "dumps", fail)
+    monkeypatch.setattr(modelsaving.json, "dumps", fail)
     with pytest.raises(KeyboardInterrupt):
         copying_model(tmp_path / "toy", NETWORK)
     assert everything_in(tmp_path) == {}

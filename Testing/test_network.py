@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from toys import everything_in
 
 from KidneySegLib.backends.torchbackend import TorchBackend
+from KidneySegLib.checkpointimport import import_checkpoint
 from KidneySegLib.errors import ModelError
-from KidneySegLib.model import import_checkpoint, load_model
+from KidneySegLib.model import load_model
 from KidneySegLib.network import (
     OLD_PARAMETERS,
     Inception,

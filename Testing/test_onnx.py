@@ -25,10 +25,9 @@ from KidneySegLib.model import (
     VIEWS_FOLDER,
     WEIGHTS_FILE,
     Model,
-    add_onnx,
     load_model,
-    save_model,
 )
+from KidneySegLib.modelsaving import add_onnx, save_model
 from KidneySegLib.network import build
 from KidneySegLib.parameters import NetworkParameters, margin, valid_size, weight_shapes
 from KidneySegLib.preprocess import Preprocessing

@@ -18,13 +18,8 @@ from KidneySegLib import batch, cli
 from KidneySegLib.errors import ModelError
 from KidneySegLib.geometry import AxialGrid, to_axial
 from KidneySegLib.looknetwork import LookNetwork, mirrored
-from KidneySegLib.model import (
-    CARD_FILE,
-    SECOND_LOOK_FILE,
-    Model,
-    load_model,
-    save_model,
-)
+from KidneySegLib.model import CARD_FILE, SECOND_LOOK_FILE, Model, load_model
+from KidneySegLib.modelsaving import save_model
 from KidneySegLib.postprocess import LEFT, RIGHT, Candidate, find_kidneys
 from KidneySegLib.secondlook import (
     VIEWS,

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.geometry import to_axial
 from KidneySegLib.measure import dice
-from KidneySegLib.model import DEFAULT_MODEL, WEIGHTS_FILE, find_model, resources_folder
+from KidneySegLib.model import WEIGHTS_FILE
+from KidneySegLib.modelplaces import DEFAULT_MODEL, find_model, resources_folder
 from KidneySegLib.network import count_parameters
 from KidneySegLib.phantom import generate
 from KidneySegLib.segment import segment

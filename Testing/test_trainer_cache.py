@@ -101,9 +101,7 @@ def test_slices_of_another_view_hold_the_same_kidneys(
     assert (cached.labels() > 0).sum() * np.prod(cached.spacing_mm) == pytest.approx(
         expected, rel=0.1
     )
-    engine, grid = to_working(
-        in_view(given[:, 0], view), spacing_in_view(spacing_mm, view), turned
-    )
+    engine, grid = to_working(in_view(given[:, 0], view), spacing_in_view(spacing_mm, view), turned)
     assert (cached.spacing_mm, cached.slices) == (grid.spacing_mm, grid.slices)
     assert np.abs(cached.voxels()[:, 0] - engine.clip(*cache.HU_RANGE)).max() <= 0.5
     assert predict_size(cases[:1], replace(turned, crop=False)) == pytest.approx(

@@ -22,7 +22,8 @@ from PIL import Image
 
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import to_axial
-from KidneySegLib.model import list_models, load_model
+from KidneySegLib.model import load_model
+from KidneySegLib.modelplaces import list_models
 from KidneySegLib.phantom import write_cases
 from KidneySegLib.segment import segment
 

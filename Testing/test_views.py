@@ -14,7 +14,8 @@ from KidneySegLib.answer import answer as answer_of
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import ModelError
 from KidneySegLib.geometry import to_axial
-from KidneySegLib.model import FORMAT_WITH_VIEWS, load_model, save_model
+from KidneySegLib.model import FORMAT_WITH_VIEWS, load_model
+from KidneySegLib.modelsaving import save_model
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.preprocess import (
     VIEWS,

@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 import toys
 
-from KidneySegLib.model import find_model
+from KidneySegLib.modelplaces import find_model
 
 pythonqt = pytest.importorskip("pythonqt", reason="the stand-in for Slicer's Qt is not there")
 if pythonqt.why_not():

@@ -14,7 +14,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from KidneySegLib.model import Model, save_model
+from KidneySegLib.model import Model
+from KidneySegLib.modelsaving import save_model
 from KidneySegLib.network import NetworkParameters, build, margin
 from KidneySegLib.preprocess import Preprocessing
 

@@ -15,7 +15,8 @@ from KidneySegLib.answer import answer
 from KidneySegLib.backends.base import Backend
 from KidneySegLib.backends.choosing import open_backend
 from KidneySegLib.geometry import to_axial
-from KidneySegLib.model import Model, find_model
+from KidneySegLib.model import Model
+from KidneySegLib.modelplaces import find_model
 from KidneySegLib.reading import read_ct
 
 # (name of the network, shape of the batch) to how often and for how many seconds in all.

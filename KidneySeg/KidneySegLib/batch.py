@@ -201,7 +201,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{case.name}: {case.source}")
         return 0
 
-    from KidneySegLib.model import find_model
+    from KidneySegLib.modelplaces import find_model
     from KidneySegLib.writing import check_output
 
     check_output(options.output, None)
@@ -351,9 +351,7 @@ class _Batch:
         from KidneySegLib.backends.choosing import open_backend
 
         options = self.options
-        self.backend = open_backend(
-            self.model, options.device, options.precision, options.backend
-        )
+        self.backend = open_backend(self.model, options.device, options.precision, options.backend)
 
     def read(self, case: Case, cancelled: Callable[[], bool]) -> _Read:
         from KidneySegLib.reading import LabelMap, read_ct, read_labels

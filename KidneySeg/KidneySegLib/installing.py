@@ -103,9 +103,7 @@ def needs_torch(device: str) -> bool:
     return device.partition(":")[0] in ("cuda", "mps")
 
 
-def missing(
-    installer: Installer, requirements: Sequence[str], device: str = "auto"
-) -> list[str]:
+def missing(installer: Installer, requirements: Sequence[str], device: str = "auto") -> list[str]:
     """Which of the requirements are missing, PyTorch last if at all; asks no network."""
     torch = [TORCH + TORCH_VERSION] if needs_torch(device) else []
     return [one for one in (*requirements, *torch) if not installer.has(one)]

@@ -1,7 +1,7 @@
-"""A model is a folder, ``model.json`` beside ``weights.safetensors``: find, load, check, save.
+"""A model is a folder, ``model.json`` beside ``weights.safetensors``: load and check it.
 
-No pickle is ever opened from a model folder. An old checkpoint is imported once, by
-`import_checkpoint`, which reads it with torch's ``weights_only=True``.
+No pickle is ever opened from a model folder. Where models are is `modelplaces`' business, writing
+one `modelsaving`'s; an old checkpoint is turned into one by `checkpointimport`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import pickle
-import shutil
-import struct
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from KidneySegLib.errors import ModelError, UsageError
+from KidneySegLib.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
     from KidneySegLib.looknetwork import LookNetwork
     from KidneySegLib.network import UNet
@@ -45,7 +39,6 @@ FORMAT_WITH_FINDER = 2  # older versions would take the network for one that see
 FORMAT_WITH_VIEWS = 3  # and for one that answers alone
 FORMATS = (FORMAT, FORMAT_WITH_FINDER, FORMAT_WITH_VIEWS)
 ACTIVATIONS = ("softmax", "sigmoid")
-DEFAULT_MODEL = "kidney-unet-views"
 RESEARCH_USE = "Research use only, not for clinical use."
 
 Network = TypeVar("Network", bound="nn.Module")
@@ -273,111 +266,6 @@ def _lacks(path: Path) -> ModelError:
     )
 
 
-def resources_folder() -> Path:
-    """Models that ship with the module, in the source tree, in Slicer and when pip-installed."""
-    here = Path(__file__).resolve().parent
-    inside = here / "Resources" / "Models"
-    return inside if inside.is_dir() else here.parent / "Resources" / "Models"
-
-
-def user_folder() -> Path:
-    """Where a user's own models live; it survives an update of Slicer.
-
-    ``KIDNEYSEG_MODELS`` names another folder.
-    """
-    named = os.environ.get("KIDNEYSEG_MODELS")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA", Path.home() / "AppData" / "Roaming"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
-    return base / "KidneySeg" / "Models"
-
-
-def list_models() -> tuple[list[Model], list[str]]:
-    """Every model that ships or that the user installed, and why other folders are refused."""
-    models: list[Model] = []
-    refused: list[str] = []
-    for folder in _model_folders():
-        try:
-            model = load_model(folder)
-        except ModelError as error:
-            refused.append(str(error))
-            continue
-        if model.name not in {known.name for known in models}:
-            models.append(model)
-    return models, refused
-
-
-def list_cards(*more: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The cards of the models that `list_models` lists, without the need for torch.
-
-    Args:
-        more: further folders with models in them, or model folders.
-
-    Returns:
-        What each ``model.json`` holds, and as "folder" the `Path` it is in; and why others are
-        refused.
-    """
-    cards: list[dict[str, Any]] = []
-    refused: list[str] = []
-    for folder in _model_folders(*more):
-        try:
-            card = read_card(folder)
-        except ModelError as error:
-            refused.append(str(error))
-            continue
-        if card["name"] not in {known["name"] for known in cards}:
-            cards.append({**card, "folder": folder})
-    return cards, refused
-
-
-def _model_folders(*more: Path) -> Iterator[Path]:
-    """Every folder that may be a model's, the shipped ones first."""
-    for base in (resources_folder(), user_folder(), *more):
-        if (base / CARD_FILE).is_file():
-            yield base
-            continue
-        try:
-            inside = sorted(base.iterdir()) if base.is_dir() else []
-        except OSError:  # a folder that may not be read has no models for this user
-            continue
-        for folder in inside:
-            if folder.is_dir() and not folder.name.startswith("."):
-                yield folder
-
-
-def find_model(name_or_folder: str | Path | None = None) -> Model:
-    """Look a model up: resources first, then the user's folder, then as a path.
-
-    Args:
-        name_or_folder: None takes the default model.
-
-    Raises:
-        ModelError: there is no such model, or its folder is refused, with the reason.
-    """
-    wanted = str(name_or_folder) if name_or_folder is not None else DEFAULT_MODEL
-    for base in (resources_folder(), user_folder()):
-        candidate = base / wanted
-        if wanted and Path(wanted).name == wanted and (candidate / CARD_FILE).is_file():
-            return load_model(candidate)
-    path = Path(wanted).expanduser()
-    if path.exists():
-        return load_model(path)
-    models, _ = list_models()
-    for model in models:
-        if model.name == wanted:  # its folder is called otherwise
-            return model
-    known = ", ".join(model.name for model in models) or "none"
-    raise ModelError(
-        f"There is no model {wanted!r}, neither by name (installed: {known}) nor as a folder; "
-        "see `kidneyseg models`."
-    )
-
-
 def read_card(folder: Path | str) -> dict[str, Any]:
     """Read ``model.json`` and check what can be checked without torch.
 
@@ -457,7 +345,7 @@ def load_model(folder: Path | str) -> Model:
             card=card,
             folder=folder,
         )
-        _check(model)
+        check(model)
     except KeyError as error:
         raise ModelError(f"{card_path} lacks the entry {error}; copy the folder again.") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -477,7 +365,8 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, value))
 
 
-def _check(model: Model) -> None:
+def check(model: Model) -> None:
+    """Raises ValueError with what contradicts itself."""
     if model.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, not {model.activation!r}")
     if len(model.labels) != model.network.classes:
@@ -513,224 +402,3 @@ def _check(model: Model) -> None:
         one.preprocessing.scaling != "window" for one in (model, *model.views)
     ):
         raise ValueError("what a finder shows has no minimum and maximum of the whole volume")
-
-
-def check_place(folder: Path) -> None:
-    """Whether a model may be written there.
-
-    Raises:
-        UsageError: something that is no model is in that place.
-    """
-    if folder.exists() and not (
-        folder.is_dir() and ((folder / CARD_FILE).is_file() or not any(folder.iterdir()))
-    ):
-        raise UsageError(
-            f"{folder} exists and is no model, so it is not replaced; choose another folder."
-        )
-
-
-def save_model(
-    model: Model,
-    state: Mapping[str, Tensor],
-    folder: Path | str,
-    readme: str = "",
-    second_look: Mapping[str, Tensor] | None = None,
-) -> Model:
-    """Write a model folder as a whole: a temporary folder is filled, then moved into place.
-
-    An older model in the same place is replaced only once the new one is complete.
-
-    Args:
-        readme: the card for people, as Markdown; none is written when empty.
-        second_look: weights of the second look, where it has one; by default those in its folder.
-
-    Raises:
-        UsageError: something that is no model is in that place.
-    """
-    from safetensors.torch import save_file
-
-    _check(model)
-    folder = Path(folder)
-    check_place(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        weights = {WEIGHTS_FILE: state}
-        if model.second_look is not None:
-            weights[SECOND_LOOK_FILE] = second_look or model.load_second_look().state_dict()
-        for file, tensors in weights.items():
-            save_file(
-                {key: _plain(value, model.half_weights) for key, value in tensors.items()},
-                temporary / file,
-            )
-            (temporary / file).chmod(0o644)  # its writer keeps it to its owner
-        facts = {
-            "format": FORMATS[(model.finder is not None) + bool(model.views)],
-            "name": model.name,
-            "version": model.version,
-            "network": asdict(model.network),
-            "preprocessing": model.preprocessing.to_dict(),
-            "labels": list(model.labels),
-            "activation": model.activation,
-            "threshold": model.threshold,
-        }
-        if model.finder is not None and model.search is not None:
-            facts["search"] = model.search.to_dict()
-            finder = model.finder.load_network().state_dict()
-            save_model(model.finder, finder, temporary / FINDER_FOLDER)
-        if model.views:
-            facts["views"] = [view.preprocessing.view for view in model.views]
-        for view in model.views:
-            weights_of_view = view.load_network().state_dict()
-            save_model(view, weights_of_view, temporary / VIEWS_FOLDER / view.preprocessing.view)
-        if model.second_look is not None:
-            facts["second_look"] = model.second_look.to_dict()
-        if model.smallest_kidney_ml is not None:
-            facts["smallest_kidney_ml"] = model.smallest_kidney_ml
-        if model.half_weights:
-            facts["half_weights"] = True
-        onnx = _write_onnx(temporary, model.network)
-        if onnx is not None:
-            facts["onnx"] = onnx
-        card = {**facts, **model.card, **facts}  # in this order, and a card overrides no fact
-        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-        (temporary / CARD_FILE).write_text(text, encoding="utf-8")
-        if readme:
-            (temporary / README_FILE).write_text(readme, encoding="utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(old / folder.name)
-            try:
-                temporary.rename(folder)
-            except BaseException:
-                (old / folder.name).rename(folder)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return Model(**{**_fields(model), "folder": folder, "onnx": onnx})
-
-
-def _write_onnx(folder: Path, network: NetworkParameters) -> dict[str, str] | None:
-    """Put the ONNX file beside the weights; its entry in the card, or None without ``onnx``."""
-    from KidneySegLib.onnxfile import entry, graph_of
-
-    weights = folder / WEIGHTS_FILE
-    try:
-        graph = graph_of(network, weights)
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        return None
-    temporary = folder / f".{ONNX_FILE}"
-    temporary.write_bytes(graph)
-    temporary.replace(folder / ONNX_FILE)
-    return entry(network, graph, weights)
-
-
-def add_onnx(folder: Path | str) -> Model:
-    """Write the ONNX file of a model that is there already, and those of its finder and views.
-
-    Returns:
-        The model as it is now.
-
-    Raises:
-        ModelError: the folder or its weights cannot be used, or written to.
-        UsageError: the package ``onnx`` is not installed.
-    """
-    folder = Path(folder)
-    model = load_model(folder)
-    model.load_weights()
-    for part in (model.finder, *model.views):
-        if part is not None and part.folder is not None:
-            add_onnx(part.folder)
-    path = folder / CARD_FILE
-    try:
-        onnx = _write_onnx(folder, model.network)
-        if onnx is None:
-            raise UsageError(
-                "The package onnx, which writes the file, is not installed; `pip install onnx`."
-            )
-        card = {**json.loads(path.read_text(encoding="utf-8")), "onnx": onnx}
-        temporary = folder / f".{CARD_FILE}"
-        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ModelError(
-            f"{folder} cannot be written to ({error.strerror}); copy the model to a folder of "
-            "your own first."
-        ) from error
-    return load_model(folder)
-
-
-def _plain(tensor: Tensor, half: bool) -> Tensor:
-    """As it is stored; statistics of batch norms keep their range."""
-    plain = tensor.detach().cpu().contiguous()
-    return plain.half() if half and plain.ndim > 1 else plain
-
-
-def _fields(model: Model) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in Model.__dataclass_fields__}
-
-
-# What torch's reader of checkpoints raises on bytes that are none, as tried on random ones.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
-
-
-def import_checkpoint(path: Path | str, folder: Path | str, name: str = "kits19-unet") -> Model:
-    """Turn the KiTS19 system's ``.pt`` state dictionary into a model folder.
-
-    The file is read with ``weights_only=True``, so nothing in it is executed.
-
-    Raises:
-        ModelError: the file is not such a state dictionary.
-    """
-    import torch
-
-    from KidneySegLib.network import OLD_PARAMETERS, import_old_state
-    from KidneySegLib.preprocess import Preprocessing
-
-    path = Path(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ModelError(f"There is no file {path}; give the path of the checkpoint.") from None
-    except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"{path} is not a plain state dictionary that is safe to read ({reason}); export the "
-            "weights with torch.save(network.state_dict(), ...)."
-        ) from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise ModelError(f"{path} does not hold a plain state dictionary of tensors.")
-    try:
-        renamed = import_old_state(state)
-    except ValueError as error:
-        raise ModelError(f"{path} is not a checkpoint of the KiTS19 U-Net: {error}.") from error
-    model = Model(
-        name=name,
-        version="1.0.0",
-        network=OLD_PARAMETERS,
-        preprocessing=Preprocessing(scaling="minmax"),
-        card={"description": f"Imported from {path.name}.", "licence": RESEARCH_USE},
-    )
-    return save_model(model, renamed, folder)

@@ -10,7 +10,8 @@ from typing import Any
 
 from KidneySegLib.errors import InputError, ModelError
 from KidneySegLib.htmlpage import Cell, Column, Html, facts, join, paragraph, table, tag
-from KidneySegLib.model import CARD_FILE, README_FILE, find_model, list_cards, read_card
+from KidneySegLib.model import CARD_FILE, README_FILE, read_card
+from KidneySegLib.modelplaces import find_model, list_cards
 
 # What a training run leaves in its folder: the model, and who trained and who validated it.
 MODEL_FOLDER, SPLIT_FILE = "model", "split.json"

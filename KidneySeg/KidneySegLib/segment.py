@@ -24,7 +24,8 @@ from KidneySegLib.confidence import confidence
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
 from KidneySegLib.measure import evaluate, volumes_ml
-from KidneySegLib.model import Model, find_model
+from KidneySegLib.model import Model
+from KidneySegLib.modelplaces import find_model
 from KidneySegLib.postprocess import MINIMUM_ML, SIDE_NAMES, Candidate, find_kidneys
 from KidneySegLib.reading import LabelMap, Scan, check_ct, read_ct, read_labels
 from KidneySegLib.secondlook import Look
@@ -273,9 +274,7 @@ def _reference(
     return image, name
 
 
-def _report(
-    scan: Scan, engine: Backend, labels: np.ndarray, grid: AxialGrid
-) -> dict[str, Any]:
+def _report(scan: Scan, engine: Backend, labels: np.ndarray, grid: AxialGrid) -> dict[str, Any]:
     volumes = volumes_ml(labels, grid)
     return {
         "input": str(scan.path),

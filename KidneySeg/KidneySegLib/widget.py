@@ -22,7 +22,7 @@ from slicer.i18n import tr as _
 
 from KidneySegLib import scene
 from KidneySegLib.errors import Cancelled, KidneySegError
-from KidneySegLib.model import DEFAULT_MODEL, list_cards, user_folder
+from KidneySegLib.modelplaces import DEFAULT_MODEL, list_cards, user_folder
 from KidneySegLib.writing import write_json
 
 DEVICE_KEY = "KidneySeg/Device"

@@ -390,7 +390,7 @@ def _of_model(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Weights fit no other shape. They do fit finer pixels: a network that learnt on coarse ones knows
     what a kidney is, and learns its borders in a fraction of the time.
     """
-    from KidneySegLib.model import find_model
+    from KidneySegLib.modelplaces import find_model
 
     model = find_model(name)
     classes = next((key for key, labels in LABELS.items() if labels == model.labels), None)

@@ -25,14 +25,9 @@ from KidneySegLib import __version__
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.looknetwork import LookNetwork, mirrored, probabilities
-from KidneySegLib.model import (
-    README_FILE,
-    WEIGHTS_FILE,
-    Model,
-    check_place,
-    find_model,
-    save_model,
-)
+from KidneySegLib.model import README_FILE, WEIGHTS_FILE, Model
+from KidneySegLib.modelplaces import find_model
+from KidneySegLib.modelsaving import check_place, save_model
 from KidneySegLib.secondlook import CHANNELS, SecondLook
 from UNetTrainerLib.candidates import (
     DRAWN,

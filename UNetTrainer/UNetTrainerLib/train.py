@@ -23,8 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from KidneySegLib.backends.torchbackend import TorchBackend, choose_device, has_bfloat16
 from KidneySegLib.errors import KidneySegError, UsageError
-from KidneySegLib.model import Model, find_model, load_model, resources_folder, save_model
-from KidneySegLib.model import user_folder as models_folder
+from KidneySegLib.model import Model, load_model
+from KidneySegLib.modelplaces import find_model, resources_folder
+from KidneySegLib.modelplaces import user_folder as models_folder
+from KidneySegLib.modelsaving import save_model
 from KidneySegLib.network import build, count_parameters
 from KidneySegLib.regions import Search
 from KidneySegLib.writing import write_json

@@ -165,7 +165,7 @@ def _algorithm(options: argparse.Namespace) -> Algorithm | None:
     import json
 
     from KidneySegLib.exports.dicomseg import Algorithm
-    from KidneySegLib.model import find_model
+    from KidneySegLib.modelplaces import find_model
 
     if options.by_hand:
         return None

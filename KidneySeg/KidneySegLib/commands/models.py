@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from KidneySegLib.model import DEFAULT_MODEL, add_onnx, list_models
+    from KidneySegLib.modelplaces import DEFAULT_MODEL, list_models
+    from KidneySegLib.modelsaving import add_onnx
 
     if options.add_onnx is not None:
         model = add_onnx(options.add_onnx)

@@ -215,7 +215,7 @@ class _Run:
     def ready(self) -> None:
         self.teller(0.0, "read")
         from KidneySegLib.backends.choosing import open_backend
-        from KidneySegLib.model import find_model
+        from KidneySegLib.modelplaces import find_model
 
         options = self.options
         self.backend = open_backend(
