@@ -32,6 +32,7 @@ from UNetTrainerLib.sampling import (
     change_prior,
     class_weights,
     displacements,
+    enhanced_hu,
     loader,
     show,
     warp,
@@ -513,13 +514,44 @@ def test_a_changed_phase_leaves_everything_but_the_kidney_alone() -> None:
 def test_what_is_washed_out_has_no_contrast_but_all_its_edges(seed: int) -> None:
     air_fat_muscle, liver, kidney, vessel = [-1000, -100, 0], 110, 180, 200
     hu = np.array([*air_fat_muscle, liver, kidney, vessel, 300, 1000], np.float32)
-    plain = wash_out(hu, np.random.default_rng(seed))
+    plain = wash_out(hu, 210, np.random.default_rng(seed))
     assert plain.dtype == np.float32
     np.testing.assert_allclose(plain[:3], air_fat_muscle, atol=0.01)
     np.testing.assert_allclose(plain[-2:], [300, 1000], atol=0.01)
     assert (np.diff(plain) > 0).all(), "nothing merges that the CT tells apart"
     assert plain[4] - plain[3] < 0.6 * (kidney - liver)
     assert plain[5] < 140
+
+
+def test_kidneys_as_bright_as_bone_lose_their_contrast_whole(tmp_path: Path) -> None:
+    case = prepared(tmp_path)
+    noisy = np.random.default_rng(1).normal(260, 15, case.voxels().shape).astype(np.int16)
+    np.save(case.voxels_file, noisy)
+    enhanced = enhanced_hu(case)
+    assert enhanced == pytest.approx(260 + 1.64 * 15, abs=4)
+    for seed in range(5):
+        plain = wash_out(noisy, enhanced, np.random.default_rng(seed))
+        assert plain.mean() < 175
+        assert plain.std() < noisy.std(), "no speckles"
+
+
+def test_the_limit_of_contrast_medium_is_never_below_what_veins_reach(tmp_path: Path) -> None:
+    case = prepared(tmp_path)
+    assert enhanced_hu(case) == 210 > KIDNEY_HU
+    assert enhanced_hu(replace(case, labelled_slices=())) == 210
+
+
+def test_a_kidney_brought_to_plain_is_as_dark_as_muscle_or_darker() -> None:
+    kidney = np.zeros((1, 1, 32, 32), bool)
+    kidney[:, :, 8:24, 8:24] = True
+    hu = np.full((1, 1, 32, 32), 55, np.float32)
+    hu[kidney] = 90
+    means = [
+        change_phase(hu, kidney, np.random.default_rng(seed), plain=True)[0, 0, 12:20, 12:20].mean()
+        for seed in range(20)
+    ]
+    assert 17 < min(means) < 30
+    assert 35 < max(means) < 46
 
 
 @pytest.mark.parametrize(("change", "how"), [("change_phase", "full"), ("wash_out", "phases")])

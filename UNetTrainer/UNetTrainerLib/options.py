@@ -40,6 +40,8 @@ AUGMENTATIONS = (
     "strong-stretched",
     "phases",
     "phases-stretched",
+    "plain",
+    "plain-stretched",
 )
 VIEWS = ("axial", "coronal", "sagittal")
 PRECISIONS = ("auto", "bf16", "16-mixed", "32")

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -39,8 +39,9 @@ ASIDE = 0.2  # of a square's side: how far its centre may be from such a pixel
 PRIOR_MISSED, PRIOR_MOVED, PRIOR_DOUBTED, PRIOR_FALSE = 0.1, 0.4, 0.7, 0.3  # shares of the draws
 PRIOR_DOUBT = 4.0  # largest standard deviation of the logits of a doubted prior
 PRIOR_MOST_PIXELS = 4
-# What contrast medium brightens lies between muscle and this; from the second on there is bone.
-_ENHANCED_HU, _BONE_HU = 210.0, 275.0
+# What contrast medium brightens lies between muscle and this, where kidneys are not brighter yet;
+# so much further up there is bone.
+_ENHANCED_HU, _TO_BONE_HU = 210.0, 65.0
 LESION_RADIUS_MM = (5.0, 30.0)
 BORDER_WEIGHT = 10.0  # w0 and sigma of the U-Net paper, section 3
 BORDER_SIGMA_PIXELS = 5.0
@@ -68,6 +69,7 @@ class Augmentation:
             only in volumes and with a window.
         plain: probability of taking the contrast medium out of everything, see `wash_out`; only in
             volumes and with a window.
+        dark: of those draws, the share whose kidneys come out about as dark as muscle or darker.
         lesion: probability of a cyst or tumour painted onto a kidney; only in volumes and with a
             window.
         lone: probability that a slice stands for its neighbours (single slices as input).
@@ -89,6 +91,7 @@ class Augmentation:
     floor: float = 0.15
     phase: float = 0.35
     plain: float = 0.0
+    dark: float = 0.0
     lesion: float = 0.15
     lone: float = 0.1
     thicker: float = 0.2
@@ -117,6 +120,7 @@ _STRONG = Augmentation(
     field_of_view=0.1,
 )
 _PHASES = replace(_STRONG, phase=0.25, plain=0.2)
+_PLAIN = replace(_STRONG, phase=0.2, plain=0.25, dark=0.5)
 
 AUGMENTATIONS = {
     "full": Augmentation(),
@@ -124,6 +128,8 @@ AUGMENTATIONS = {
     "strong-stretched": replace(_STRONG, stretch=0.2),
     "phases": _PHASES,
     "phases-stretched": replace(_PHASES, stretch=0.2),
+    "plain": _PLAIN,
+    "plain-stretched": replace(_PLAIN, stretch=0.2),
     "light": Augmentation(
         rotation_degrees=8,
         shear=0,
@@ -135,7 +141,7 @@ AUGMENTATIONS = {
         blur=0,
         field_of_view=0,
     ),
-    "none": Augmentation(0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "none": Augmentation(**{one.name: float(one.name == "zoom") for one in fields(Augmentation)}),
 }
 
 
@@ -172,6 +178,7 @@ class SliceDataset(Dataset[Draw]):
         # Arrays, not Python objects: reading those would copy them into every worker.
         self._labelled = [np.array(case.labelled_slices, np.int32) for case in self.cases]
         self._places = [_places(case) for case in self.cases] if options.around else []
+        self._enhanced = [enhanced_hu(case) for case in self.cases] if self.how.plain else []
         self._shares = _shares(len(cases), self.cases, options.extra_share)
         self._first = np.cumsum([0, *(case.slices for case in cases)])
         self._ordered = len(cases)
@@ -212,8 +219,7 @@ class SliceDataset(Dataset[Draw]):
         epoch, position = item
         rng = np.random.default_rng((self.options.seed, 1, epoch, position))
         number, index = self._choose(epoch, position, rng)
-        case = self.cases[number]
-        slices, labels = self._cut(case, index, rng, self._place(number, index, rng))
+        slices, labels = self._cut(number, index, rng, self._place(number, index, rng))
         weights = torch.empty(0)
         if self.options.loss == "weighted-ce":
             weights = torch.from_numpy(border_weights(labels, self._class_weights))
@@ -260,10 +266,10 @@ class SliceDataset(Dataset[Draw]):
         return self._order[1]
 
     def _cut(
-        self, case: CachedCase, index: int, rng: np.random.Generator, place: np.ndarray | None
+        self, number: int, index: int, rng: np.random.Generator, place: np.ndarray | None
     ) -> tuple[Tensor, np.ndarray]:
         """Scaled slices and uint8 labels of one draw."""
-        how, options = self.how, self.options
+        case, how, options = self.cases[number], self.how, self.options
         neighbours = self._neighbours(case, index, rng)
         window, mirrored = self._window(case, rng, place), self.margin > 0
         field = displacements(window, self.margin, how, rng) if how.moves else None
@@ -273,11 +279,8 @@ class SliceDataset(Dataset[Draw]):
         voxels = show(case.voxels(), neighbours, seen, case.fill, mirrored)
         windowed = options.scaling == "window"
         # Contrast medium changes HU, and only volumes are known to hold some.
-        if windowed and not case.case.is_slice and rng.random() < how.phase:
-            kidney = show(stored, neighbours, seen, 0, mirrored)[:, None] == 1
-            voxels = change_phase(voxels, np.broadcast_to(kidney, voxels.shape), rng)
-        if how.plain and windowed and not case.case.is_slice and rng.random() < how.plain:
-            voxels = wash_out(voxels, rng)
+        if windowed and not case.case.is_slice:
+            voxels = self._change_contrast(voxels, number, stored, (neighbours, seen), rng)
         if windowed and not case.case.is_slice and truth.any() and rng.random() < how.lesion:
             heights_mm = (neighbours - index) * case.spacing_mm[0]
             voxels, truth = add_lesion(voxels, truth, heights_mm, case.spacing_mm[1:], rng)
@@ -306,6 +309,33 @@ class SliceDataset(Dataset[Draw]):
         edge = self.margin
         inner = truth[edge : truth.shape[0] - edge, edge : truth.shape[1] - edge]
         return slices, np.ascontiguousarray(inner)
+
+    def _change_contrast(
+        self,
+        voxels: np.ndarray,
+        number: int,
+        stored: np.ndarray,
+        shown: tuple[np.ndarray, Window],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """The slices in another contrast phase, as often as `Augmentation` says.
+
+        Args:
+            number, stored: of the case, and its labels. shown: which slices, and what of them.
+        """
+        how = self.how
+
+        def kidney() -> np.ndarray:
+            seen = show(stored, *shown, 0, self.margin > 0)[:, None] == 1
+            return np.broadcast_to(seen, voxels.shape)
+
+        if rng.random() < how.phase:
+            voxels = change_phase(voxels, kidney(), rng)
+        if how.plain and rng.random() < how.plain:
+            voxels = wash_out(voxels, self._enhanced[number], rng)
+            if how.dark and rng.random() < how.dark:
+                voxels = change_phase(voxels, kidney(), rng, plain=True)
+        return voxels
 
     def _neighbours(self, case: CachedCase, index: int, rng: np.random.Generator) -> np.ndarray:
         count = self.options.context_slices
@@ -532,7 +562,9 @@ def warp(
     return values.reshape(*voxels.shape[:-2], *field.shape[1:]), truth
 
 
-def change_phase(hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def change_phase(
+    hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator, plain: bool = False
+) -> np.ndarray:
     """Draw the kidney's intensity towards another contrast phase, plain ones included.
 
     Only the pixels within the (softened) kidney change, in every neighbouring slice alike: enhanced
@@ -540,11 +572,14 @@ def change_phase(hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator) -
 
     Args:
         hu: float32 (slices, channels, rows, columns). kidney: bool of the same shape.
+        plain: bring it to what it is before contrast, in any case.
     """
     if not kidney.any():
         return hu
     # Gray values of kidneys before contrast lie near those of muscle: the hard case, drawn often.
-    if rng.random() < 0.5:
+    if plain:
+        target, spread = rng.uniform(18, 45), rng.uniform(0.2, 0.6)
+    elif rng.random() < 0.5:
         target, spread = rng.uniform(25, 50), rng.uniform(0.2, 0.5)
     else:
         target, spread = rng.uniform(25, 240), rng.uniform(0.5, 1.5)
@@ -565,7 +600,7 @@ def change_phase(hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator) -
     return hu
 
 
-def wash_out(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def wash_out(hu: np.ndarray, enhanced: float, rng: np.random.Generator) -> np.ndarray:
     """Take contrast medium out of everything, as far as gray values can tell what it is in.
 
     Kidneys, liver, vessels and bowel come close to muscle, fat stays as it is, and bone as bright.
@@ -574,11 +609,27 @@ def wash_out(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         hu: float32 of any shape.
+        enhanced: the HU up to which there is more contrast medium than bone, see `enhanced_hu`.
     """
     muscle = rng.uniform(10, 50)
-    left = muscle + rng.uniform(0.05, 0.5) * (_ENHANCED_HU - muscle)
-    known = (-1e4, muscle, _ENHANCED_HU, _BONE_HU, 1e4)
-    return np.interp(hu, known, (-1e4, muscle, left, _BONE_HU, 1e4)).astype(np.float32)
+    left = muscle + rng.uniform(0.05, 0.5) * (enhanced - muscle)
+    bone = enhanced + _TO_BONE_HU
+    known = (-1e4, muscle, enhanced, bone, 1e4)
+    return np.interp(hu, known, (-1e4, muscle, left, bone, 1e4)).astype(np.float32)
+
+
+def enhanced_hu(case: CachedCase) -> float:
+    """How bright the kidneys of a case become with its contrast medium; at least `_ENHANCED_HU`.
+
+    In an arterial phase they are as bright as bone elsewhere, and a fixed limit would leave them
+    half with contrast and half without, speckled.
+    """
+    voxels, labels = case.voxels(), case.labels()
+    # Some slices say it; the whole case need not be read.
+    labelled = case.labelled_slices[:: max(len(case.labelled_slices) // 8, 1)]
+    kidney = [voxels[index][:, labels[index] == 1].ravel() for index in labelled]
+    inside = np.concatenate(kidney) if kidney else np.empty(0)
+    return max(_ENHANCED_HU, float(np.percentile(inside, 95))) if len(inside) else _ENHANCED_HU
 
 
 def add_lesion(
