@@ -13,33 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from preparedcases import prepared
 from torch.utils.data import DataLoader
 
 from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale, with_context
 from UNetTrainerLib import sampling
 from UNetTrainerLib.cache import CachedCase
-from UNetTrainerLib.cases import Case
 from UNetTrainerLib.options import Options
 from UNetTrainerLib.sampling import (
-    AUGMENTATIONS,
     BatchSampler,
     SliceDataset,
-    add_lesion,
     border_weights,
-    change_intensity,
-    change_phase,
-    change_prior,
     class_weights,
-    displacements,
-    enhanced_hu,
     loader,
-    show,
-    warp,
-    wash_out,
 )
-
-AIR, TISSUE, KIDNEY_HU = -1000, 40, 180
 
 
 def options(**chosen: Any) -> Options:
@@ -48,41 +36,6 @@ def options(**chosen: Any) -> Options:
         "steps": 5, "workers": 0,
     }  # fmt: skip
     return Options(**{**small, **chosen})
-
-
-def prepared(
-    folder: Path,
-    name: str = "a",
-    shape: tuple[int, int, int] = (9, 48, 64),
-    channels: int = 1,
-    labelled: Sequence[int] = (3, 4, 5),
-    **facts: Any,
-) -> CachedCase:
-    """A prepared case of noise with a square kidney that holds a tumour."""
-    rng = np.random.default_rng(len(name))
-    slices, rows, columns = shape
-    labels = np.zeros(shape, np.uint8)
-    labels[list(labelled), rows // 4 : rows // 2, columns // 4 : columns // 2] = 1
-    labels[list(labelled), rows // 4 + 3 : rows // 4 + 6, columns // 4 + 3 : columns // 4 + 6] = 2
-    voxels = rng.integers(TISSUE - 20, TISSUE + 20, (slices, channels, rows, columns))
-    voxels = np.where(labels[:, None] > 0, KIDNEY_HU, voxels).astype(np.int16)
-    voxels[:, :, 0, 0] = AIR
-    for kind, array in (("voxels", voxels), ("labels", labels)):
-        np.save(folder / f"{name}.{kind}.npy", array)
-    known: dict[str, Any] = {
-        "case": Case(name, name, "s", Path(), Path()),
-        "spacing_mm": (3.0, 1.6, 1.6),
-        "labelled_slices": tuple(labelled),
-        "label_counts": tuple(np.bincount(labels.ravel(), minlength=3).tolist()),
-        "value_range": (float(voxels.min()), float(voxels.max())),
-        "fill": AIR,
-        "hu_unit": 1.0,
-    }
-    files = folder / f"{name}.voxels.npy", folder / f"{name}.labels.npy"
-    return CachedCase(
-        voxels_file=files[0], labels_file=files[1], slices=slices, channels=channels,
-        shape=(rows, columns), **{**known, **facts},
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -296,13 +249,6 @@ def test_an_unpadded_network_gets_the_surroundings_that_prediction_gives_it(
         assert np.array_equal(labels, case.labels()[index] > 0)
 
 
-def test_a_border_wider_than_the_slice_is_mirrored_again_and_again() -> None:
-    plane = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
-    window = sampling.Window(-8, -9, 19, 21)
-    expected = np.pad(plane, ((0, 0), (8, 8), (9, 8)), mode="reflect")
-    assert np.array_equal(show(plane, np.array([0]), window, 0, mirrored=True), expected)
-
-
 def test_random_crops_come_from_everywhere_with_real_surroundings(tmp_path: Path) -> None:
     case = prepared(tmp_path, shape=(4, 80, 96), labelled=())
     ramp = np.arange(80)[:, None] * 96 + np.arange(96)
@@ -396,164 +342,6 @@ def how_lesion(labels: torch.Tensor, known: torch.Tensor) -> bool:
     return bool(((labels > 0) & ~known).sum() > 30)
 
 
-def test_a_doubted_prior_stays_a_probability_and_is_sometimes_missing_or_false() -> None:
-    prior = np.zeros((40, 48), np.float32)
-    prior[10:25, 12:30] = 1.0
-    missing = false = 0
-    for seed in range(200):
-        doubted = change_prior(prior, np.random.default_rng(seed))
-        assert doubted.shape == prior.shape and doubted.dtype == np.float32
-        assert doubted.min() >= 0 and doubted.max() <= 1
-        missing += not doubted.any()
-        false += bool((doubted[:, 34:] > 0.4).any())
-    assert 5 < missing < 45
-    assert 10 < false < 150
-    assert prior[10:25, 12:30].all(), "the given array stays"
-
-
-def test_a_lesion_grows_out_of_a_kidney_and_leaves_air_bone_and_vessels_alone() -> None:
-    labels = np.zeros((64, 64), np.uint8)
-    labels[24:40, 24:40] = 1
-    hu = np.full((3, 1, 64, 64), -80, np.float32)
-    hu[:, :, 24:40, 24:40] = 180
-    hu[..., :20, :] = -1000
-    hu[..., 44:, :] = 700
-    heights = np.array([-3.0, 0.0, 3.0])
-    grown = solid = 0
-    for seed in range(40):
-        changed, truth = add_lesion(hu, labels, heights, (1.0, 1.0), np.random.default_rng(seed))
-        assert (changed[..., :20, :] == -1000).all() and (changed[..., 44:, :] == 700).all()
-        assert (truth[labels > 0] > 0).all()
-        new = (truth > 0) & (labels == 0)
-        grown += bool(new.any())
-        solid += bool((truth == 2).any())
-        assert (changed[1, 0][new] > -60).all()
-        assert set(np.unique(truth)) <= {0, 1, 2}
-    assert grown > 25 and 5 < solid < 35
-    assert (hu[..., 24:40, 24:40] == 180).all(), "the given array stays"
-
-
-def disc(rows: int, columns: int) -> np.ndarray:
-    y, x = np.mgrid[:rows, :columns]
-    labels = ((y - 22) ** 2 + (x - 24) ** 2 < 14**2).astype(np.uint8)
-    labels[(y - 20) ** 2 + (x - 26) ** 2 < 5**2] = 2
-    return labels
-
-
-def test_image_and_label_move_together() -> None:
-    labels = disc(48, 64)
-    window = sampling.Window(0, 0, 48, 64)
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        field = displacements(window, 0, AUGMENTATIONS["full"], rng)
-        seen = sampling._reached(field, (48, 64), mirrored=False)
-        image = show(labels[None].astype(np.int16) * 500, np.array([0]), seen, 0, False)
-        truth = show(labels[None], np.array([0]), seen, 0, False)[0]
-        image, truth = warp(image, truth, field, seen)
-        assert not np.array_equal(truth, labels)
-        assert ((image[0] > 250) == (truth > 0)).mean() > 0.995
-        assert ((image[0] > 750) == (truth > 1)).mean() > 0.995
-
-
-def test_a_turned_slice_is_turned_about_its_centre_by_the_angle_in_pixels() -> None:
-    class Fixed:
-        """A quarter turn and nothing else, on pixels that are not square in number."""
-
-        def uniform(self, low: float, high: float, size: int | None = None) -> Any:
-            return high if size is None else np.zeros(size)
-
-        def random(self) -> float:
-            return 0.99
-
-    how = replace(AUGMENTATIONS["none"], rotation_degrees=90.0)
-    plane = np.arange(5 * 7, dtype=np.int16).reshape(1, 5, 7)
-    window = sampling.Window(0, 0, 5, 7)
-    field = displacements(window, 0, how, Fixed())  # type: ignore[arg-type]
-    seen = sampling._reached(field, (5, 7), mirrored=False)
-    image, _ = warp(
-        show(plane, np.array([0]), seen, -1, False), np.zeros((seen.rows, seen.columns), np.uint8),
-        field, seen,
-    )  # fmt: skip
-    assert np.allclose(image[0, :, 1:6], np.rot90(plane[0, :, 1:6]), atol=1e-3)
-
-
-def test_what_lies_beyond_the_slice_is_air_and_never_kidney() -> None:
-    how = replace(AUGMENTATIONS["none"], shift=0.5)
-    plane = np.full((1, 16, 16), 100, np.int16)
-    labels = np.ones((1, 16, 16), np.uint8)
-    window = sampling.Window(-4, -4, 24, 24)
-    for seed in range(6):
-        field = displacements(window, 0, how, np.random.default_rng(seed))
-        seen = sampling._reached(field, (16, 16), mirrored=False)
-        image, truth = warp(
-            show(plane, np.array([0]), seen, AIR, False),
-            show(labels, np.array([0]), seen, 0, False)[0], field, seen,
-        )  # fmt: skip
-        inside = (field >= 0).all(0) & (field <= 15).all(0)
-        outside = ((field <= -1) | (field >= 16)).any(0)
-        assert (image[0][inside] > 99.9).all()
-        assert np.allclose(image[0][outside], AIR)
-        assert truth[inside].all()
-        assert not truth[outside].any()
-
-
-def test_a_changed_phase_leaves_everything_but_the_kidney_alone() -> None:
-    kidney = np.zeros((3, 1, 32, 32), bool)
-    kidney[:, :, 8:24, 8:24] = True
-    hu = np.full((3, 1, 32, 32), 180, np.float32)
-    hu[:, :, 16, 16] = -100  # fat within
-    changed = change_phase(hu, kidney, np.random.default_rng(3))
-    assert np.array_equal(changed[..., :7, :], hu[..., :7, :])
-    assert np.array_equal(changed[..., :7], hu[..., :7])
-    assert np.abs(changed[..., 10:14, 10:14] - 180).min() > 5
-    assert (changed[..., 16, 16] == -100).all()
-    assert (hu[..., 10:14, 10:14] == 180).all(), "the given array stays"
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_what_is_washed_out_has_no_contrast_but_all_its_edges(seed: int) -> None:
-    air_fat_muscle, liver, kidney, vessel = [-1000, -100, 0], 110, 180, 200
-    hu = np.array([*air_fat_muscle, liver, kidney, vessel, 300, 1000], np.float32)
-    plain = wash_out(hu, 210, np.random.default_rng(seed))
-    assert plain.dtype == np.float32
-    np.testing.assert_allclose(plain[:3], air_fat_muscle, atol=0.01)
-    np.testing.assert_allclose(plain[-2:], [300, 1000], atol=0.01)
-    assert (np.diff(plain) > 0).all(), "nothing merges that the CT tells apart"
-    assert plain[4] - plain[3] < 0.6 * (kidney - liver)
-    assert plain[5] < 140
-
-
-def test_kidneys_as_bright_as_bone_lose_their_contrast_whole(tmp_path: Path) -> None:
-    case = prepared(tmp_path)
-    noisy = np.random.default_rng(1).normal(260, 15, case.voxels().shape).astype(np.int16)
-    np.save(case.voxels_file, noisy)
-    enhanced = enhanced_hu(case)
-    assert enhanced == pytest.approx(260 + 1.64 * 15, abs=4)
-    for seed in range(5):
-        plain = wash_out(noisy, enhanced, np.random.default_rng(seed))
-        assert plain.mean() < 175
-        assert plain.std() < noisy.std(), "no speckles"
-
-
-def test_the_limit_of_contrast_medium_is_never_below_what_veins_reach(tmp_path: Path) -> None:
-    case = prepared(tmp_path)
-    assert enhanced_hu(case) == 210 > KIDNEY_HU
-    assert enhanced_hu(replace(case, labelled_slices=())) == 210
-
-
-def test_a_kidney_brought_to_plain_is_as_dark_as_muscle_or_darker() -> None:
-    kidney = np.zeros((1, 1, 32, 32), bool)
-    kidney[:, :, 8:24, 8:24] = True
-    hu = np.full((1, 1, 32, 32), 55, np.float32)
-    hu[kidney] = 90
-    means = [
-        change_phase(hu, kidney, np.random.default_rng(seed), plain=True)[0, 0, 12:20, 12:20].mean()
-        for seed in range(20)
-    ]
-    assert 17 < min(means) < 30
-    assert 35 < max(means) < 46
-
-
 @pytest.mark.parametrize(("change", "how"), [("change_phase", "full"), ("wash_out", "phases")])
 def test_only_volumes_with_a_window_change_their_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, how: str
@@ -574,24 +362,6 @@ def test_only_volumes_with_a_window_change_their_phase(
         for position in range(20):
             dataset[0, position]
         assert bool(asked) is expected
-
-
-def test_noise_and_offset_count_in_the_units_of_the_case(tmp_path: Path) -> None:
-    case = replace(prepared(tmp_path), hu_unit=100.0, fill=0.0)
-    how = replace(AUGMENTATIONS["none"], noise_hu=20.0)
-    flat = np.zeros((1, 1, 64, 64), np.float32)
-    spread = [
-        change_intensity(flat.copy(), case, how, False, np.random.default_rng(seed)).std()
-        for seed in range(40)
-    ]
-    assert 0.3 < np.mean(np.array(spread) == 0) < 0.7, "half of the slices get none"
-    assert 1000 < max(spread) <= 2100
-    how = replace(AUGMENTATIONS["none"], offset_hu=20.0)
-    moved = [
-        change_intensity(flat.copy(), case, how, False, np.random.default_rng(seed)).mean()
-        for seed in range(40)
-    ]
-    assert -2000 <= min(moved) < -1000 < 1000 < max(moved) <= 2000
 
 
 def test_the_weights_of_the_unet_paper_follow_its_equation() -> None:

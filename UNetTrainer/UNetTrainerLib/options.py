@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from KidneySegLib.errors import UsageError
+from UNetTrainerLib.augmentation import AUGMENTATIONS
 
 if TYPE_CHECKING:
     from KidneySegLib.network import NetworkParameters
@@ -31,17 +32,6 @@ LOSSES = (
     "dice-bce",
     "focal",
     "weighted-ce",
-)
-AUGMENTATIONS = (
-    "none",
-    "light",
-    "full",
-    "strong",
-    "strong-stretched",
-    "phases",
-    "phases-stretched",
-    "plain",
-    "plain-stretched",
 )
 VIEWS = ("axial", "coronal", "sagittal")
 PRECISIONS = ("auto", "bf16", "16-mixed", "32")
@@ -142,7 +132,9 @@ class Options:
         0, LEARNING, "stop after so many epochs without a better validation; 0: never", "N"
     )
     loss: str = option("generalized-dice", LEARNING, "loss function", choices=LOSSES)
-    augment: str = option("full", LEARNING, "random changes of the slices", choices=AUGMENTATIONS)
+    augment: str = option(
+        "full", LEARNING, "random changes of the slices", choices=tuple(AUGMENTATIONS)
+    )
     averaging: float = option(0.998, LEARNING, "decay of the average of weights; 0: none", "X")
     clip_norm: float = option(5.0, LEARNING, "gradients are cut to this length; 0: not", "X")
 

@@ -11,22 +11,28 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from KidneySegLib.network import margin
 from KidneySegLib.preprocess import context_offset, with_context
+from UNetTrainerLib.augmentation import AUGMENTATIONS
 from UNetTrainerLib.cache import CachedCase
+from UNetTrainerLib.moving import Window, displacements, reached, show, warp
 from UNetTrainerLib.options import Options
+from UNetTrainerLib.varying import (
+    add_lesion,
+    change_intensity,
+    change_phase,
+    change_prior,
+    enhanced_hu,
+    wash_out,
+)
 
 Position = tuple[int, int]  # epoch, position in it
 Draw = tuple[Tensor, Tensor, Tensor, int]
@@ -36,122 +42,8 @@ MOST_WORKERS = 8
 PREFETCH = 2  # batches that each worker has ready
 PLACES_A_CASE = 2000  # pixels of kidney that squares are laid around
 ASIDE = 0.2  # of a square's side: how far its centre may be from such a pixel
-PRIOR_MISSED, PRIOR_MOVED, PRIOR_DOUBTED, PRIOR_FALSE = 0.1, 0.4, 0.7, 0.3  # shares of the draws
-PRIOR_DOUBT = 4.0  # largest standard deviation of the logits of a doubted prior
-PRIOR_MOST_PIXELS = 4
-# What contrast medium brightens lies between muscle and this, where kidneys are not brighter yet;
-# so much further up there is bone.
-_ENHANCED_HU, _TO_BONE_HU = 210.0, 65.0
-LESION_RADIUS_MM = (5.0, 30.0)
 BORDER_WEIGHT = 10.0  # w0 and sigma of the U-Net paper, section 3
 BORDER_SIGMA_PIXELS = 5.0
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Ranges of the random changes; the defaults are ``full``, all zero is ``none``.
-
-    Where values are no HU, ``offset_hu`` and ``noise_hu`` count `CachedCase.hu_unit`.
-
-    Attributes:
-        rotation_degrees, shear, shift: largest absolute values; the shift is a share of the field.
-        zoom: largest factor, also its inverse; covers unknown pixel spacings.
-        stretch: rows against columns, largest logarithm of either's factor; a large one covers
-            slices of unknown distance, seen from the side.
-        mirror: probability of exchanging left and right of the picture. Sides are told apart by
-            position after the network, so the kidney label stays right.
-        elastic_pixels: standard deviation of smooth displacements.
-        gain, offset_hu: relative and absolute change of intensity.
-        noise_hu: largest standard deviation of added noise.
-        blur: probability of a 3x3 smoothing (other reconstruction kernels).
-        floor: probability of a raised lower clip (data stored from 0 HU); only with a window.
-        phase: probability of drawing the kidney's own intensity towards another contrast phase;
-            only in volumes and with a window.
-        plain: probability of taking the contrast medium out of everything, see `wash_out`; only in
-            volumes and with a window.
-        dark: of those draws, the share whose kidneys come out about as dark as muscle or darker.
-        lesion: probability of a cyst or tumour painted onto a kidney; only in volumes and with a
-            window.
-        lone: probability that a slice stands for its neighbours (single slices as input).
-        thicker: probability that neighbours are taken one slice further away.
-        field_of_view: probability of a circular field of view that cuts the body.
-    """
-
-    rotation_degrees: float = 15.0
-    shear: float = 0.1
-    shift: float = 0.08
-    zoom: float = 1.3
-    stretch: float = 0.05
-    mirror: float = 0.3
-    elastic_pixels: float = 3.0
-    gain: float = 0.15
-    offset_hu: float = 20.0
-    noise_hu: float = 20.0
-    blur: float = 0.2
-    floor: float = 0.15
-    phase: float = 0.35
-    plain: float = 0.0
-    dark: float = 0.0
-    lesion: float = 0.15
-    lone: float = 0.1
-    thicker: float = 0.2
-    field_of_view: float = 0.05
-
-    @property
-    def moves(self) -> bool:
-        """Whether pixels change their places."""
-        moving = (self.rotation_degrees, self.shear, self.shift, self.mirror, self.elastic_pixels)
-        return self.zoom > 1 or any(moving)
-
-
-_STRONG = Augmentation(
-    rotation_degrees=25,
-    shift=0.15,
-    zoom=1.45,
-    mirror=0.5,
-    gain=0.2,
-    offset_hu=25,
-    noise_hu=30,
-    blur=0.25,
-    floor=0.2,
-    lesion=0.0,
-    lone=0.15,
-    thicker=0.3,
-    field_of_view=0.1,
-)
-_PHASES = replace(_STRONG, phase=0.25, plain=0.2)
-_PLAIN = replace(_STRONG, phase=0.2, plain=0.25, dark=0.5)
-
-AUGMENTATIONS = {
-    "full": Augmentation(),
-    "strong": _STRONG,
-    "strong-stretched": replace(_STRONG, stretch=0.2),
-    "phases": _PHASES,
-    "phases-stretched": replace(_PHASES, stretch=0.2),
-    "plain": _PLAIN,
-    "plain-stretched": replace(_PLAIN, stretch=0.2),
-    "light": Augmentation(
-        rotation_degrees=8,
-        shear=0,
-        zoom=1.15,
-        elastic_pixels=0,
-        noise_hu=10,
-        phase=0,
-        lesion=0,
-        blur=0,
-        field_of_view=0,
-    ),
-    "none": Augmentation(**{one.name: float(one.name == "zoom") for one in fields(Augmentation)}),
-}
-
-
-class Window(NamedTuple):
-    """A rectangle of a slice; it may reach beyond the slice."""
-
-    top: int
-    left: int
-    rows: int
-    columns: int
 
 
 class SliceDataset(Dataset[Draw]):
@@ -273,7 +165,7 @@ class SliceDataset(Dataset[Draw]):
         neighbours = self._neighbours(case, index, rng)
         window, mirrored = self._window(case, rng, place), self.margin > 0
         field = displacements(window, self.margin, how, rng) if how.moves else None
-        seen = window if field is None else _reached(field, case.shape, mirrored)
+        seen = window if field is None else reached(field, case.shape, mirrored)
         stored = case.labels()
         truth = show(stored, np.array([index]), seen, 0, mirrored)[0]
         voxels = show(case.voxels(), neighbours, seen, case.fill, mirrored)
@@ -431,331 +323,6 @@ def border_weights(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
         np.minimum(first, distance, out=first)
     pull = np.exp(-(nearest.sum(0) ** 2) / (2 * BORDER_SIGMA_PIXELS**2))
     return np.asarray(result + BORDER_WEIGHT * pull * (labels == 0), np.float32)
-
-
-def displacements(
-    window: Window, edge: int, how: Augmentation, rng: np.random.Generator
-) -> np.ndarray:
-    """Where each pixel of a window comes from, turned, sheared, zoomed, mirrored and bent.
-
-    Args:
-        edge: pixels on each side that a shift does not count as the field.
-
-    Returns:
-        float32 ``(2, rows, columns)``: row and column in the slice.
-    """
-    rows, columns = window.rows, window.columns
-    angle = np.deg2rad(rng.uniform(-how.rotation_degrees, how.rotation_degrees))
-    zoom = how.zoom ** rng.uniform(-1, 1)
-    stretch = np.exp(rng.uniform(-how.stretch, how.stretch)) if how.stretch > 0 else 1.0
-    shear = rng.uniform(-how.shear, how.shear)
-    flip = -1.0 if rng.random() < how.mirror else 1.0
-    down, across = rng.uniform(-how.shift, how.shift, 2) * (rows - 2 * edge, columns - 2 * edge)
-    y = np.arange(rows, dtype=np.float32)[:, None] - (rows - 1) / 2
-    x = np.arange(columns, dtype=np.float32) - (columns - 1) / 2
-    cosine, sine = np.cos(angle), np.sin(angle)
-    field = np.empty((2, rows, columns), np.float32)
-    field[0] = x * (sine * flip / zoom) + (
-        y * (cosine / stretch / zoom) + (window.top + (rows - 1) / 2 + down)
-    )
-    field[1] = x * (cosine * flip * stretch / zoom) + (
-        y * ((shear - sine) / zoom) + (window.left + (columns - 1) / 2 + across)
-    )
-    if how.elastic_pixels > 0:
-        strength = how.elastic_pixels * rng.random()
-        coarse = rng.standard_normal((2, 5, 6), np.float32) * np.float32(strength)
-        field += _bicubic(5, rows) @ coarse @ _bicubic(6, columns).T
-    return field
-
-
-@lru_cache(maxsize=16)
-def _bicubic(few: int, many: int) -> np.ndarray:
-    """Weights (many, few) that spread a few values smoothly over many."""
-    unit = torch.eye(few).view(few, 1, few, 1)
-    spread = functional.interpolate(unit, size=(many, 1), mode="bicubic", align_corners=True)
-    return np.ascontiguousarray(spread[:, 0, :, 0].numpy().T)
-
-
-def _reached(field: np.ndarray, shape: tuple[int, int], mirrored: bool) -> Window:
-    """The part of a slice that a field reaches; of what is filled, one pixel is enough."""
-    corner, extent = [], []
-    for positions, length in zip(field, shape, strict=True):
-        low, high = int(np.floor(positions.min())), int(np.ceil(positions.max()))
-        if not mirrored:
-            low = min(max(low, -1), length)
-            high = max(min(high, length), low)
-        corner.append(low)
-        extent.append(high - low + 1)
-    return Window(corner[0], corner[1], extent[0], extent[1])
-
-
-def show(
-    stored: np.ndarray, slices: np.ndarray, window: Window, fill: float, mirrored: bool
-) -> np.ndarray:
-    """A window of some slices: float32 of intensities, uint8 of labels.
-
-    Args:
-        stored: (slices, ..., rows, columns), memory-mapped; nothing but the window is read.
-        fill: what is shown beyond the slice, unless it is ``mirrored`` there, as the prediction of
-            an unpadded network does: without repeating the outermost pixels.
-    """
-    top, left, rows, columns = window
-    height, width = stored.shape[-2:]
-    kind = np.uint8 if stored.dtype == np.uint8 else np.float32
-    out = np.full((len(slices), *stored.shape[1:-2], rows, columns), fill, kind)
-    r0, r1 = max(top, 0), min(top + rows, height)
-    c0, c1 = max(left, 0), min(left + columns, width)
-    reflected = mirrored and (r1 - r0, c1 - c0) != (rows, columns)
-    inner = (..., slice(r0 - top, r1 - top), slice(c0 - left, c1 - left))
-    for number, one in enumerate(slices):
-        if number and one == slices[number - 1]:
-            out[number] = out[number - 1]
-        elif reflected:
-            part = stored[one].take(_mirror(top, rows, height), -2)
-            out[number] = part.take(_mirror(left, columns, width), -1)
-        elif r0 < r1 and c0 < c1:
-            out[number][inner] = stored[one][..., r0:r1, c0:c1]
-    return out
-
-
-def _mirror(first: int, count: int, length: int) -> np.ndarray:
-    """Indices ``first, first + 1, ...`` reflected into ``0 .. length - 1``, as often as needed."""
-    index = np.arange(first, first + count)
-    if length == 1:
-        return np.zeros_like(index)
-    last = length - 1
-    return np.asarray(np.abs((index + last) % (2 * last) - last))
-
-
-def warp(
-    voxels: np.ndarray, labels: np.ndarray, field: np.ndarray, window: Window
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intensities and labels where a field says they come from.
-
-    Args:
-        voxels: float32 ``(..., rows, columns)`` of the window; labels: uint8 ``(rows, columns)``.
-        field: of positions in the slice, see `displacements`.
-
-    Returns:
-        Both with the rows and columns of the field.
-    """
-    grid = np.empty((1, *field.shape[1:], 2), np.float32)
-    for axis, first, length in (
-        (1, window.top, window.rows),
-        (0, window.left, window.columns),
-    ):
-        scale = 2 / max(length - 1, 1)
-        np.multiply(field[1 - axis], np.float32(scale), out=grid[0, ..., axis])
-        grid[..., axis] -= np.float32(first * scale + 1)
-    positions = torch.from_numpy(grid)
-
-    def moved(planes: np.ndarray) -> np.ndarray:
-        return functional.grid_sample(
-            torch.from_numpy(planes)[None], positions, padding_mode="border", align_corners=True
-        )[0].numpy()
-
-    values = moved(voxels.reshape(-1, *voxels.shape[-2:]))
-    truth = np.zeros(field.shape[1:], np.uint8)
-    # Each label is interpolated as a mask of its own and cut at one half: smooth edges.
-    for label in range(1, int(labels.max()) + 1):
-        truth += moved((labels >= label).astype(np.float32)[None])[0] >= 0.5
-    return values.reshape(*voxels.shape[:-2], *field.shape[1:]), truth
-
-
-def change_phase(
-    hu: np.ndarray, kidney: np.ndarray, rng: np.random.Generator, plain: bool = False
-) -> np.ndarray:
-    """Draw the kidney's intensity towards another contrast phase, plain ones included.
-
-    Only the pixels within the (softened) kidney change, in every neighbouring slice alike: enhanced
-    tissue is moved to a random mean and its spread is narrowed or widened.
-
-    Args:
-        hu: float32 (slices, channels, rows, columns). kidney: bool of the same shape.
-        plain: bring it to what it is before contrast, in any case.
-    """
-    if not kidney.any():
-        return hu
-    # Gray values of kidneys before contrast lie near those of muscle: the hard case, drawn often.
-    if plain:
-        target, spread = rng.uniform(18, 45), rng.uniform(0.2, 0.6)
-    elif rng.random() < 0.5:
-        target, spread = rng.uniform(25, 50), rng.uniform(0.2, 0.5)
-    else:
-        target, spread = rng.uniform(25, 240), rng.uniform(0.5, 1.5)
-    # All of it happens within the kidneys and the pixel around them.
-    rows, columns = (np.flatnonzero(kidney.any(axis)) for axis in ((0, 1, 3), (0, 1, 2)))
-    near = (
-        ...,
-        slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2),
-        slice(max(int(columns[0]) - 1, 0), int(columns[-1]) + 2),
-    )
-    part, mask = hu[near], kidney[near].astype(np.float32)
-    mean = float(part[mask > 0].mean())
-    # Fat and air that partial volume or the sinus brings into the label stay what they are.
-    tissue = np.clip((part + 30) / 40, 0, 1)
-    changed = target + (part - mean) * np.float32(spread)
-    hu = hu.copy()
-    hu[near] = part + smoothed(mask, "constant") * tissue * (changed - part)
-    return hu
-
-
-def wash_out(hu: np.ndarray, enhanced: float, rng: np.random.Generator) -> np.ndarray:
-    """Take contrast medium out of everything, as far as gray values can tell what it is in.
-
-    Kidneys, liver, vessels and bowel come close to muscle, fat stays as it is, and bone as bright.
-    `change_phase` darkens kidneys alone and so leaves an edge exactly where the label has one; here
-    edges stay where the CT has them, but low ones.
-
-    Args:
-        hu: float32 of any shape.
-        enhanced: the HU up to which there is more contrast medium than bone, see `enhanced_hu`.
-    """
-    muscle = rng.uniform(10, 50)
-    left = muscle + rng.uniform(0.05, 0.5) * (enhanced - muscle)
-    bone = enhanced + _TO_BONE_HU
-    known = (-1e4, muscle, enhanced, bone, 1e4)
-    return np.interp(hu, known, (-1e4, muscle, left, bone, 1e4)).astype(np.float32)
-
-
-def enhanced_hu(case: CachedCase) -> float:
-    """How bright the kidneys of a case become with its contrast medium; at least `_ENHANCED_HU`.
-
-    In an arterial phase they are as bright as bone elsewhere, and a fixed limit would leave them
-    half with contrast and half without, speckled.
-    """
-    voxels, labels = case.voxels(), case.labels()
-    # Some slices say it; the whole case need not be read.
-    labelled = case.labelled_slices[:: max(len(case.labelled_slices) // 8, 1)]
-    kidney = [voxels[index][:, labels[index] == 1].ravel() for index in labelled]
-    inside = np.concatenate(kidney) if kidney else np.empty(0)
-    return max(_ENHANCED_HU, float(np.percentile(inside, 95))) if len(inside) else _ENHANCED_HU
-
-
-def add_lesion(
-    hu: np.ndarray,
-    labels: np.ndarray,
-    heights_mm: np.ndarray,
-    pixel_mm: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A round cyst or tumour that grows out of a kidney, through all neighbouring slices.
-
-    It leaves air, bone and bright vessels as they are, and belongs to the kidney: a cyst as kidney,
-    a tumour as tumour.
-
-    Args:
-        hu: float32 (slices, channels, rows, columns). labels: uint8 (rows, columns) of the slice at
-            height 0, with some kidney.
-        heights_mm: of each slice.
-
-    Returns:
-        Both, changed.
-    """
-    radius = rng.uniform(*LESION_RADIUS_MM)
-    kidney = np.argwhere(labels > 0)
-    row, column = kidney[rng.integers(len(kidney))]
-    angle, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0, 0.9)
-    height = radius * rng.uniform(-0.8, 0.8)
-    y = (np.arange(labels.shape[0]) - row) * pixel_mm[0] - away * np.sin(angle)
-    x = (np.arange(labels.shape[1]) - column) * pixel_mm[1] - away * np.cos(angle)
-    stretch = rng.uniform(0.8, 1.25)
-    distance = np.sqrt((y[:, None] * stretch) ** 2 + (x / stretch) ** 2).astype(np.float32)
-    cyst = rng.random() < 0.5
-    level = rng.uniform(-5, 25) if cyst else rng.uniform(25, 130)
-    texture = 0.0 if cyst else rng.uniform(0, 25)
-    coarse = rng.standard_normal((9, 9), np.float32) * np.float32(texture)
-    rows, columns = labels.shape
-    inside = level + _bicubic(9, rows) @ coarse @ _bicubic(9, columns).T
-    hu = hu.copy()
-    here = labels
-    for plane, mm in zip(hu, heights_mm, strict=True):
-        across = np.sqrt(max(radius**2 - (mm - height) ** 2, 0.0))
-        if across == 0:
-            continue
-        soft = np.clip((across - distance) / pixel_mm[0] + 0.5, 0, 1)
-        soft *= (plane[0] > -150) & ((plane[0] < 160) | (labels > 0))
-        plane += soft * (inside - plane)
-        if mm == 0:
-            here = np.where(soft >= 0.5, np.uint8(1 if cyst else 2), labels)
-    return hu, here
-
-
-def change_prior(prior: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a finder might have answered for a patient whom it never saw.
-
-    On the cases that it learnt from it is too good to be believed elsewhere: here whole regions are
-    doubted, taken for kidney or missed, and sometimes the slice as a whole.
-
-    Args:
-        prior: float32 (rows, columns), 0..1.
-    """
-    if rng.random() < PRIOR_MISSED:
-        return np.zeros_like(prior)
-    rows, columns = prior.shape
-    if rng.random() < PRIOR_MOVED:
-        step = rng.integers(-PRIOR_MOST_PIXELS, PRIOR_MOST_PIXELS + 1, 2)
-        prior = np.roll(prior, tuple(step.tolist()), (0, 1))
-    if rng.random() < PRIOR_DOUBTED:
-        certain = np.clip(prior, 0.01, 0.99)
-        coarse = rng.standard_normal((8, 8), np.float32) * np.float32(rng.uniform(0, PRIOR_DOUBT))
-        field = _bicubic(8, rows) @ coarse @ _bicubic(8, columns).T
-        odds = np.log(certain / (1 - certain)) + field + np.float32(rng.uniform(-1.5, 1.5))
-        prior = (1 / (1 + np.exp(-odds))).astype(np.float32)
-    if rng.random() < PRIOR_FALSE:
-        y = (np.arange(rows) - rng.uniform(0, rows)) / rng.uniform(0.04, 0.2) / rows
-        x = (np.arange(columns) - rng.uniform(0, columns)) / rng.uniform(0.04, 0.2) / columns
-        distance = (y[:, None] ** 2 + x**2).astype(np.float32)
-        false = np.float32(rng.uniform(0.4, 1.0)) / (1 + distance**4)
-        prior = np.maximum(prior, false)
-    return prior
-
-
-def smoothed(planes: np.ndarray, beyond: str) -> np.ndarray:
-    """Mean of 3x3 pixels of the last two axes; ``beyond`` the edge as `numpy.pad` knows it."""
-    around = ((0, 0),) * (planes.ndim - 2) + ((1, 1), (1, 1))
-    wide = np.pad(planes, around, mode=beyond)  # type: ignore[call-overload]
-    down = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
-    across = down[..., :-2] + down[..., 1:-1] + down[..., 2:]
-    return np.asarray(across * np.float32(1 / 9))
-
-
-def change_intensity(
-    slices: np.ndarray,
-    case: CachedCase,
-    how: Augmentation,
-    windowed: bool,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Gain, offset, smoothing, noise, raised floor and field of view of float32 slices.
-
-    Args:
-        slices: ``(..., rows, columns)``, stored intensities of the case; may be changed in place.
-        windowed: whether they are HU and will be cut to a window.
-    """
-    unit = case.hu_unit
-    if how.gain > 0 or how.offset_hu > 0:
-        # A gain is about 0 HU, and about the smallest value where there are no HU.
-        about = 0.0 if windowed else case.fill
-        gain = rng.uniform(1 - how.gain, 1 + how.gain)
-        offset = rng.uniform(-how.offset_hu, how.offset_hu) * unit
-        slices *= np.float32(gain)
-        slices += np.float32(offset + about * (1 - gain))
-    if rng.random() < how.blur:
-        slices = smoothed(slices, "edge")
-    if how.noise_hu > 0 and rng.random() < 0.5:
-        # Of torch, whose random numbers come three times as fast as NumPy's.
-        noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        sigma = rng.uniform(0, how.noise_hu) * unit
-        slices += torch.randn(slices.shape, generator=noise).mul_(sigma).numpy()
-    if windowed and rng.random() < how.floor:
-        np.maximum(slices, np.float32(rng.uniform(-125, 10)), out=slices)
-    if rng.random() < how.field_of_view:
-        rows, columns = slices.shape[-2:]
-        y = np.linspace(-1, 1, rows, dtype=np.float32)[:, None] * (rows / columns)
-        x = np.linspace(-1, 1, columns, dtype=np.float32)
-        slices[..., x**2 + y**2 > rng.uniform(0.6, 0.9) ** 2] = case.fill
-    return slices
 
 
 class BatchSampler(Sampler[list[Position]]):

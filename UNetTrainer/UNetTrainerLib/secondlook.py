@@ -43,7 +43,7 @@ from UNetTrainerLib.candidates import (
 from UNetTrainerLib.cases import Case, Split, find_cases, split_cases
 from UNetTrainerLib.losses import focal
 from UNetTrainerLib.progress import Progress, Silent
-from UNetTrainerLib.sampling import change_phase, smoothed
+from UNetTrainerLib.varying import change_phase, smoothed
 
 SPLIT_FILE = "split.json"
 DRAWN_KIDNEYS, DRAWN_OTHERS = 36, 72  # of each CT that trains; a third of it of others
