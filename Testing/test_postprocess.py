@@ -189,6 +189,45 @@ def test_a_false_detection_of_20_ml_is_no_second_kidney_but_is_named() -> None:
     assert found.notes[1].endswith("ml on the right is too small for a kidney and was left out")
 
 
+def half_believed(
+    patient: Patient, place: tuple[float, float, float], radius_mm: float, inside: float
+) -> np.ndarray:
+    """Probabilities of a lump, and of its surroundings, which are believed nearly as much."""
+    lump = patient.at(place, (radius_mm,) * 3)
+    around = patient.at(place, (radius_mm + 8,) * 3)
+    return np.where(lump, inside, np.where(around & (inside < 0.9), 0.45, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+    ("radius_mm", "inside", "kept"), [(20, 0.6, False), (20, 0.95, True), (30, 0.6, True)]
+)
+def test_where_a_patient_has_one_kidney_a_half_believed_lump_is_no_second(
+    radius_mm: float, inside: float, kept: bool, dtype: type
+) -> None:
+    patient = Patient()
+    left = patient.left()
+    lump = half_believed(patient, (-60, 25, 0), radius_mm, inside)  # 34 or 113 ml
+    probability = np.where(left, 0.95, lump)
+    stored = np.rint(probability * 255) if dtype is np.uint8 else probability
+    found = find_kidneys(stored.astype(dtype), patient.grid, patient.ct)
+    assert (found.labels == RIGHT).any() == kept
+    if not kept:
+        assert np.array_equal(found.labels > 0, left)
+        assert found.notes[0] == "one kidney found (left)"
+        assert found.notes[1].startswith("a region of 3")
+        assert found.notes[1].endswith("on the right is too doubtful for a kidney and was left out")
+
+
+def test_a_small_kidney_is_not_lost_to_a_larger_half_believed_lump() -> None:
+    patient = Patient()
+    kidney = patient.add((60, 25, 0), (20, 20, 20))
+    lump = half_believed(patient, (60, -45, 0), 21, 0.55)
+    found = find_kidneys(np.where(kidney, 0.97, lump), patient.grid, patient.ct)
+    assert np.array_equal(found.labels == LEFT, kidney)
+    assert any("was left out" in note for note in found.notes)
+
+
 def test_keep_small_keeps_everything_on_its_side() -> None:
     patient = Patient()
     patient.left()

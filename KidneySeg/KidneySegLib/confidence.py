@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from KidneySegLib.postprocess import bounding_box
+from KidneySegLib.geometry import bounding_box
 
 _AROUND_MM = 10.0
 
@@ -24,7 +24,7 @@ def confidence(
     """The expected Dice of one kidney, 0 to 1; None where there is none.
 
     Args:
-        probability: uint8 (slices, rows, columns), 0..255 for 0..1.
+        probability: (slices, rows, columns), uint8 with 0..255 for 0..1, floating point or bool.
         kidney: bool array that holds all of the kidney, of the same shape or smaller.
         corner: where its first voxel lies in the probabilities.
     """
@@ -37,6 +37,7 @@ def confidence(
         slice(max(0, part.start - round(_AROUND_MM / mm)), part.stop + round(_AROUND_MM / mm))
         for part, mm in zip(box, spacing_mm, strict=True)
     )
-    believed = float(probability[first, second, third].sum(dtype=np.int64)) / 255
-    inside = float(probability[tuple(box)].sum(dtype=np.int64, where=found)) / 255
+    whole, kind = (255, np.int64) if probability.dtype == np.uint8 else (1, np.float64)
+    believed = float(probability[first, second, third].sum(dtype=kind)) / whole
+    inside = float(probability[tuple(box)].sum(dtype=kind, where=found)) / whole
     return 2 * inside / (float(np.count_nonzero(found)) + believed)

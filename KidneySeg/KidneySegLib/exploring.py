@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from KidneySegLib.postprocess import bounding_box
+from KidneySegLib.geometry import bounding_box
 
 KIDNEY, TUMOUR = 1, 2
 

@@ -276,3 +276,15 @@ def _three(values: Any) -> Any:
 
 def _text(values: Any, separator: str = " x ") -> str:
     return separator.join(f"{value:.7g}" for value in values)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The smallest box of a 3-D mask that holds all its voxels, or None where it has none."""
+    plane = np.asarray(mask.any(axis=0))
+    hits = [
+        np.flatnonzero(at) for at in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    ]
+    if not hits[0].size:
+        return None
+    first, second, third = (slice(int(at[0]), int(at[-1]) + 1) for at in hits)
+    return first, second, third

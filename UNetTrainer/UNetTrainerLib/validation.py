@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from KidneySegLib.backends.torchbackend import TorchBackend
+from KidneySegLib.geometry import bounding_box
 from KidneySegLib.measure import dice, slice_score
-from KidneySegLib.postprocess import bounding_box
 from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale
 from UNetTrainerLib.cache import CachedCase

@@ -16,8 +16,7 @@ import SimpleITK as sitk
 
 from KidneySegLib import __version__
 from KidneySegLib.errors import InputError, UsageError
-from KidneySegLib.geometry import to_axial
-from KidneySegLib.postprocess import bounding_box
+from KidneySegLib.geometry import bounding_box, to_axial
 from KidneySegLib.writing import Segment, atomic, whole_folder
 
 Space = Literal["LPS", "RAS"]

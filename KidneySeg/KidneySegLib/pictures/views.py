@@ -16,8 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.geometry import AxialGrid, grid_difference, to_axial
-from KidneySegLib.postprocess import air_threshold, body_mask, bounding_box
+from KidneySegLib.geometry import AxialGrid, bounding_box, grid_difference, to_axial
+from KidneySegLib.postprocess import air_threshold, body_mask
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
