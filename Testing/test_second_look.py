@@ -217,6 +217,16 @@ def test_segmenting_leaves_out_what_the_second_look_doubts_unless_told_not_to(lo
     assert "second_look" not in kept.report
 
 
+def test_a_scan_too_short_for_a_whole_kidney_is_not_looked_at_again(looking) -> None:
+    ct, labels = toys.toy()
+    middle = len(ct) // 2
+    slices = slice(middle, middle + 1)
+    found = segment(toys.image_of(ct[slices]), looking, device="cpu")
+    assert labels[slices].any()
+    np.testing.assert_array_equal(sitk.GetArrayViewFromImage(found.labels) > 0, labels[slices] > 0)
+    assert "second_look" not in found.report
+
+
 def test_what_is_believed_passes_a_second_look_unchanged(looking, tmp_path) -> None:
     ct, labels = toys.toy()
     model = with_look(looking, tmp_path / "sure", 0.9)

@@ -31,6 +31,9 @@ AXIAL_SHARES = (1 / 3, 1 / 2, 2 / 3)
 VIEWS = len(AXIAL_SHARES) + 2
 CHANNELS = 2  # the CT and the component
 SAGITTAL = VIEWS - 1
+# In a shorter scan, a single slice above all, there are only pieces of kidneys, and those are like
+# nothing that it learnt from: no second look is taken.
+LEAST_SCAN_MM = 40.0
 _SPARE_PIXELS = 2  # read beyond the sections, for what is interpolated at their edges
 
 

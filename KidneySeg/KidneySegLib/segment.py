@@ -28,7 +28,7 @@ from KidneySegLib.model import Model
 from KidneySegLib.modelplaces import find_model
 from KidneySegLib.postprocess import MINIMUM_ML, SIDE_NAMES, Candidate, find_kidneys
 from KidneySegLib.reading import LabelMap, Scan, check_ct, read_ct, read_labels
-from KidneySegLib.secondlook import Look
+from KidneySegLib.secondlook import LEAST_SCAN_MM, Look
 
 Progress = Callable[[float, str], None]
 
@@ -162,10 +162,6 @@ def segment(
         chosen = model if isinstance(model, Model) else find_model(model)
         _check_channels(chosen)
         engine = open_backend(chosen, device, precision, backend)
-    parameters = engine.model.second_look
-    look = None
-    if second_look and parameters is not None:
-        look = Look(parameters, engine.model.load_second_look_weights())
     if minimum_ml is None:
         minimum_ml = engine.model.smallest_kidney_ml
     if minimum_ml is None:
@@ -175,6 +171,10 @@ def segment(
     scan = _scan(source, series_uid, cancelled)
     truth, truth_name = _reference(reference, scan)
     volume, grid = to_axial(scan.image)
+    parameters, look = engine.model.second_look, None
+    long_mm = grid.shape[0] * grid.spacing_mm[0]
+    if second_look and parameters is not None and long_mm >= LEAST_SCAN_MM:
+        look = Look(parameters, engine.model.load_second_look_weights())
     walk.end()
 
     full = answer(
