@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from preparedcases import prepared
+from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from KidneySegLib.predict import predict
 from KidneySegLib.preprocess import scale, with_context
 from UNetTrainerLib import sampling
+from UNetTrainerLib.augmentation import AUGMENTATIONS
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.options import Options
 from UNetTrainerLib.sampling import (
@@ -362,6 +364,23 @@ def test_only_volumes_with_a_window_change_their_phase(
         for position in range(20):
             dataset[0, position]
         assert bool(asked) is expected
+
+
+@pytest.mark.parametrize("dark", [0.0, 1.0])
+def test_without_contrast_kidneys_stay_bright_or_become_as_dark_as_muscle(
+    tmp_path: Path, dark: float
+) -> None:
+    dataset = SliceDataset([prepared(tmp_path)], [], options(augment="plain"))
+    dataset.how = replace(AUGMENTATIONS["none"], plain=1.0, dark=dark)
+    kidneys = []
+    for position in range(60):
+        slices, labels, _, _ = dataset[0, position]
+        whole = ndimage.binary_erosion(labels.numpy() == 1, iterations=2)
+        if whole.any():
+            kidneys.append(float(slices[1][torch.from_numpy(whole)].mean()) * 400 - 125)
+    assert len(kidneys) > 10
+    assert max(kidneys) < 130, "without their contrast"
+    assert (max(kidneys) < 50) == bool(dark)
 
 
 def test_the_weights_of_the_unet_paper_follow_its_equation() -> None:

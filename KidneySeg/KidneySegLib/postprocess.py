@@ -38,8 +38,8 @@ MINIMUM_ML = 30.0
 _KIDNEY_LENGTH_MM = 100.0
 _CUT_FRACTION = 1 / 3
 # Where a patient has one kidney, a network half believes in another and finds a lump of some size.
-# A component less than twice as large as it needs to be is none below this confidence. The least of
-# a real kidney that was found in part only, in imitated plain CTs, was 0.64.
+# A component less than twice as large as it needs to be is none below this confidence. Such a lump
+# had 0.52, and the found part of a real kidney, in an imitated plain CT, 0.64.
 _SURE_SIZE = 2.0
 _LEAST_CONFIDENCE = 0.6
 # A further component is part of the same kidney where a network missed what joins them: it is
@@ -184,9 +184,10 @@ def find_kidneys(
     components = cc3d.connected_components(mask, connectivity=_CONNECTIVITY)
     del mask
     pieces = _Pieces(components, box, grid)
-    pieces.doubt(probability, minimum_ml)
-    if believe is not None and not keep_small:
-        pieces.look_again(believe, least_belief, minimum_ml)
+    if not keep_small:
+        pieces.find_unsure(probability, minimum_ml)
+        if believe is not None:
+            pieces.look_again(believe, least_belief, minimum_ml)
     midline = None if ct is None else find_midline(ct, grid, box[0])
     midline = pieces.settled(midline, minimum_ml)
     pieces.split(midline)
@@ -415,7 +416,7 @@ class _Pieces:
         self.belief = np.ones(len(self.ml))
         self.doubted = np.zeros(len(self.ml), bool)
 
-    def doubt(self, probability: np.ndarray, minimum_ml: float) -> None:
+    def find_unsure(self, probability: np.ndarray, minimum_ml: float) -> None:
         """Find those just large enough for a kidney that the network itself hardly believes in."""
         just = self.large(minimum_ml) & (self.ml < _SURE_SIZE * self.needed(minimum_ml))
         for number in np.flatnonzero(just):
