@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from KidneySegLib import batch, cli
 from KidneySegLib.errors import ModelError
-from KidneySegLib.geometry import AxialGrid, to_axial
+from KidneySegLib.geometry import LEFT, RIGHT, AxialGrid, to_axial
 from KidneySegLib.looknetwork import LookNetwork, mirrored
 from KidneySegLib.model import CARD_FILE, SECOND_LOOK_FILE, Model, load_model
 from KidneySegLib.modelsaving import save_model
-from KidneySegLib.postprocess import LEFT, RIGHT, Candidate, find_kidneys
+from KidneySegLib.postprocess import Candidate, find_kidneys
 from KidneySegLib.secondlook import (
     VIEWS,
     Look,

@@ -23,6 +23,11 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
 
+# Labels of the patient's kidneys wherever the engine tells them apart.
+LEFT = 1
+RIGHT = 2
+SIDE_NAMES = {LEFT: "left", RIGHT: "right"}
+
 # Rows: the axial axes k, j, i. Their physical axis (2 is z) and the sense in which it runs:
 # slices towards the foot (-z), rows towards the back (+y), columns towards the left (+x).
 _PHYSICAL_AXIS = (2, 1, 0)

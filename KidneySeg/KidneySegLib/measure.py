@@ -14,8 +14,16 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.geometry import AxialGrid, bounding_box, grid_difference, to_axial
-from KidneySegLib.postprocess import LEFT, RIGHT, SIDE_NAMES, find_kidneys
+from KidneySegLib.geometry import (
+    LEFT,
+    RIGHT,
+    SIDE_NAMES,
+    AxialGrid,
+    bounding_box,
+    grid_difference,
+    to_axial,
+)
+from KidneySegLib.postprocess import find_kidneys
 
 LabelsKind = Literal["sides", "merged", "tumour", "empty"]
 

@@ -22,11 +22,11 @@ from KidneySegLib.backends.base import Backend
 from KidneySegLib.backends.choosing import open_backend
 from KidneySegLib.confidence import confidence
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
-from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
+from KidneySegLib.geometry import SIDE_NAMES, AxialGrid, from_axial, grid_difference, to_axial
 from KidneySegLib.measure import evaluate, volumes_ml
 from KidneySegLib.model import Model
 from KidneySegLib.modelplaces import find_model
-from KidneySegLib.postprocess import MINIMUM_ML, SIDE_NAMES, Candidate, find_kidneys
+from KidneySegLib.postprocess import MINIMUM_ML, Candidate, find_kidneys
 from KidneySegLib.reading import LabelMap, Scan, check_ct, read_ct, read_labels
 from KidneySegLib.secondlook import LEAST_SCAN_MM, Look
 

@@ -31,8 +31,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import KidneySegError, UsageError
+from KidneySegLib.geometry import LEFT, RIGHT
 from KidneySegLib.phantom.anatomy import PHASES, Anatomy
-from KidneySegLib.phantom.rendering import KIDNEY, LEFT, RIGHT, TUMOUR, HeadRenderer, Renderer
+from KidneySegLib.phantom.rendering import KIDNEY, TUMOUR, HeadRenderer, Renderer
 from KidneySegLib.phantom.scanner import Scanner
 from KidneySegLib.phantom.shapes import Array, Point
 

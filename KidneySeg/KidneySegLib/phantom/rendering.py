@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from KidneySegLib.geometry import LEFT, RIGHT
 from KidneySegLib.phantom.anatomy import Anatomy, KidneyShape, Lesion, Tube
 from KidneySegLib.phantom.shapes import (
     Array,
@@ -20,7 +21,6 @@ from KidneySegLib.phantom.shapes import (
     smooth_min,
 )
 
-LEFT, RIGHT = 1, 2
 KIDNEY, TUMOUR = 1, 2
 AIR_HU = -1000.0
 

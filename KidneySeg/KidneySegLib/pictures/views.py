@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, bounding_box, grid_difference, to_axial
-from KidneySegLib.postprocess import air_threshold, body_mask
+from KidneySegLib.midline import air_threshold, body_mask
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
