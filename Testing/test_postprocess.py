@@ -16,6 +16,7 @@ from KidneySegLib.midline import find_midline
 from KidneySegLib.postprocess import (
     NOTE_HORSESHOE,
     NOTE_NONE,
+    NOTE_SLANT,
     fill_holes,
     find_kidneys,
 )
@@ -172,6 +173,49 @@ def test_where_a_patient_has_one_kidney_a_half_believed_lump_is_no_second(
         assert found.notes[0] == "one kidney found (left)"
         assert found.notes[1].startswith("a region of 3")
         assert found.notes[1].endswith("on the right is too doubtful for a kidney and was left out")
+
+
+def with_a_lump(sure: float, radius_mm: float) -> tuple[Patient, np.ndarray, np.ndarray]:
+    """A right kidney of some certainty on which bowel hangs, its probability, and the bowel."""
+    patient = Patient()
+    right = patient.right()
+    bowel = patient.add((-60, 25, -55 - radius_mm), (radius_mm,) * 3) & ~right
+    probability = np.zeros(patient.mask.shape, np.float32)
+    probability[right], probability[bowel] = sure, 0.55
+    return patient, probability, bowel
+
+
+def test_bowel_that_hangs_on_a_sure_kidney_and_is_hardly_believed_is_dropped() -> None:
+    patient, probability, bowel = with_a_lump(0.97, 20)
+    found = find_kidneys(probability, patient.grid, patient.ct)
+    kept = (found.labels == RIGHT) & bowel
+    # What lies within 10 mm of the kidney may be its own doubtful rim.
+    assert 0 < kept.sum() < bowel.sum() / 2
+    assert (found.labels == RIGHT)[probability > 0.9].all()
+    left_out = (bowel & ~kept).sum() * patient.grid.voxel_volume_ml
+    note = f"a doubtful region of {left_out:.0f} ml joined to the right kidney was left out"
+    assert found.notes == ("one kidney found (right)", note)
+    given = (probability * 255).astype(np.uint8)
+    assert np.array_equal(find_kidneys(given, patient.grid, patient.ct).labels, found.labels)
+
+
+def test_a_small_doubtful_end_of_a_sure_kidney_stays() -> None:
+    patient, probability, bowel = with_a_lump(0.97, 10)
+    found = find_kidneys(probability, patient.grid, patient.ct)
+    assert (found.labels == RIGHT)[bowel].all()
+
+
+def test_the_doubtful_end_of_a_kidney_that_is_nowhere_sure_stays() -> None:
+    """In a plain CT much of a kidney is as doubtful as that."""
+    patient, probability, bowel = with_a_lump(0.8, 20)
+    found = find_kidneys(probability, patient.grid, patient.ct)
+    assert (found.labels == RIGHT)[bowel].all()
+
+
+def test_keep_small_keeps_a_doubtful_lump_too() -> None:
+    patient, probability, bowel = with_a_lump(0.97, 20)
+    found = find_kidneys(probability, patient.grid, patient.ct, keep_small=True)
+    assert (found.labels == RIGHT)[bowel].all()
 
 
 def test_a_small_kidney_is_not_lost_to_a_larger_half_believed_lump() -> None:
@@ -352,6 +396,33 @@ def test_a_single_kidney_with_a_tumour_across_the_midline_is_no_horseshoe(
     found = find_kidneys(patient.mask, patient.grid, patient.ct)
     assert not found.horseshoe
     assert found.notes == ("one kidney found (left)",)
+
+
+@pytest.mark.parametrize("leaning", [1.0, -1.0])
+def test_kidneys_that_come_closer_downwards_may_be_a_horseshoe_whose_bridge_was_missed(
+    leaning: float,
+) -> None:
+    patient = Patient()
+    for side in (1, -1):
+        for z in range(-45, 46, 5):
+            patient.add((side * (60 + leaning * 0.25 * z), 25, z), (18, 18, 8))
+    notes = find_kidneys(patient.mask, patient.grid, patient.ct).notes
+    assert notes == ((NOTE_SLANT,) if leaning > 0 else ())
+
+
+def test_a_patient_who_leans_to_one_side_has_no_horseshoe_kidney() -> None:
+    patient = Patient(tilt=-0.3)
+    patient.left(), patient.right()
+    assert find_kidneys(patient.mask, patient.grid, patient.ct).notes == ()
+
+
+def test_kidneys_of_which_the_scan_shows_a_part_do_not_tell_how_they_slant() -> None:
+    patient = Patient(shape=(14, 60, 84))
+    for side in (1, -1):
+        for z in range(-45, 46, 5):
+            patient.add((side * (60 + 0.25 * z), 25, z), (18, 18, 8))
+    notes = find_kidneys(patient.mask, patient.grid, patient.ct).notes
+    assert notes == (CUT.format("left"), CUT.format("right"))
 
 
 def test_a_bit_across_the_midline_is_no_horseshoe() -> None:

@@ -4,15 +4,32 @@ The figure is the Dice that the network itself expects between what was found an
 p the probability of each voxel and M the kidney that was found, ``2 * sum_M p / (|M| + sum p)``,
 the second sum over the surroundings of M. It is 1 where every voxel is certain, and falls with
 doubtful borders, missed parts that were half believed, and regions that were hardly so.
+
+Part of a kidney may be hardly believed where the rest is sure: `doubtful_lumps` finds it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import cc3d
 import numpy as np
+import SimpleITK as sitk
 
 from KidneySegLib.geometry import bounding_box
 
 _AROUND_MM = 10.0
+# Bowel or liver that hangs on a kidney is seen by one view alone, and so the mean of all hardly
+# reaches the threshold. Of 34 held-out kidneys, and of these with their contrast taken out, only
+# such lumps had 3 ml further than 10 mm from what is sure, where half of the kidney has 0.9 and
+# more. Where it has less, real parts of a dark kidney look alike.
+_SURE = 0.75
+_SURE_KIDNEY = 0.9
+_LUMP_MM = 10.0
+_LUMP_ML = 3.0
+# They are looked for in points this far apart, and drawn in every voxel only where there are some.
+_POINTS_MM = 2.0
 
 
 def confidence(
@@ -41,3 +58,48 @@ def confidence(
     believed = float(probability[first, second, third].sum(dtype=kind)) / whole
     inside = float(probability[tuple(box)].sum(dtype=kind, where=found)) / whole
     return 2 * inside / (float(np.count_nonzero(found)) + believed)
+
+
+def doubtful_lumps(
+    probability: np.ndarray, kidney: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> np.ndarray | None:
+    """What is joined to an otherwise sure kidney and hardly believed in; None where nothing is.
+
+    Args:
+        probability: (slices, rows, columns), uint8 with 0..255 for 0..1, floating point or bool.
+        kidney: bool array of the same shape that holds all of the kidney.
+
+    Returns:
+        bool array of the same shape, a part of the kidney of 3 ml or more.
+    """
+    whole = 255 if probability.dtype == np.uint8 else 1
+    sure = kidney & (probability >= _SURE * whole)
+    unsure = int(np.count_nonzero(kidney & ~sure))
+    if not _is_lump(unsure, spacing_mm):
+        return None
+    if np.median(probability[kidney]) < _SURE_KIDNEY * whole:
+        return None
+    steps = [max(1, round(_POINTS_MM / mm)) for mm in spacing_mm]
+    thin = tuple(slice(None, None, step) for step in steps)
+    apart_mm = [mm * step for mm, step in zip(spacing_mm, steps, strict=True)]
+    if not _is_lump(int(np.count_nonzero(_far(sure[thin], kidney[thin], apart_mm))), apart_mm):
+        return None
+    pieces = cc3d.connected_components(_far(sure, kidney, spacing_mm), connectivity=18)
+    sizes = np.bincount(pieces.ravel()).tolist()
+    lumps = [number for number, size in enumerate(sizes) if number and _is_lump(size, spacing_mm)]
+    return np.isin(pieces, lumps) if lumps else None
+
+
+def _is_lump(voxels: int, spacing_mm: Sequence[float]) -> bool:
+    return voxels * math.prod(spacing_mm) / 1000 >= _LUMP_ML
+
+
+def _far(sure: np.ndarray, kidney: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """The voxels of a kidney that lie far from all that is sure."""
+    image = sitk.GetImageFromArray(sure.view(np.uint8))
+    image.SetSpacing([float(mm) for mm in reversed(spacing_mm)])
+    distance = sitk.SignedMaurerDistanceMap(
+        image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
+    far: np.ndarray = kidney & (sitk.GetArrayViewFromImage(distance) > _LUMP_MM)
+    return far

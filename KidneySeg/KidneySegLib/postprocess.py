@@ -14,8 +14,9 @@ from typing import Final
 import cc3d
 import numpy as np
 
-from KidneySegLib.confidence import confidence
+from KidneySegLib.confidence import confidence, doubtful_lumps
 from KidneySegLib.geometry import LEFT, RIGHT, SIDE_NAMES, AxialGrid, bounding_box
+from KidneySegLib.horseshoe import slant_inwards
 from KidneySegLib.midline import Midline, find_midline
 
 _SPLIT = 3  # a horseshoe kidney, whose voxels are left or right by their own place
@@ -24,6 +25,10 @@ NOTE_NONE = "no kidney found"
 NOTE_HORSESHOE = (
     "horseshoe kidney: one component across the midline; left and right volumes are its parts on "
     "each side of the midline"
+)
+NOTE_SLANT = (
+    "both kidneys slant towards each other downwards, as the halves of a horseshoe kidney do; look "
+    "for a bridge between them that was missed"
 )
 
 # A small adult kidney, scarred or end-stage, still has 30 to 60 ml; the smallest of the 17 training
@@ -127,7 +132,7 @@ def find_kidneys(
 
     On each side of the midline the largest component is the kidney if it is large enough, and
     further components close to it are parts of it; the rest is dropped. Cavities are filled, and
-    small holes within a slice.
+    small holes within a slice; lumps on a sure kidney that are hardly believed in are dropped.
 
     Parameters
     ----------
@@ -194,7 +199,17 @@ def find_kidneys(
         where = pieces.box_of(ids)
         chosen = np.zeros(len(owners), bool)
         chosen[ids] = True
-        filled = fill_holes(chosen[components[where]], grid.spacing_mm)
+        here = chosen[components[where]]
+        if side != _SPLIT and not keep_small:
+            lumps = doubtful_lumps(probability[box][where], here, grid.spacing_mm)
+            if lumps is not None:
+                here &= ~lumps
+                ml = np.count_nonzero(lumps) * grid.voxel_volume_ml
+                left_out.append(
+                    f"a doubtful region of {ml:.0f} ml joined to the {SIDE_NAMES[side]} kidney was "
+                    "left out"
+                )
+        filled = fill_holes(here, grid.spacing_mm)
         target = labels[box][where]  # a view: what is written here is written into `labels`
         filled &= target == 0
         target[filled] = (
@@ -202,7 +217,7 @@ def find_kidneys(
         )
 
     # All labels lie in the box: nothing is filled that no label encloses.
-    notes = (*_notes_on(labels, box, bool(horseshoe)), *left_out)
+    notes = (*_notes_on(labels, box, grid, bool(horseshoe)), *left_out)
     return Kidneys(labels, box, notes, bool(horseshoe))
 
 
@@ -553,7 +568,9 @@ def fill_holes(
     return filled
 
 
-def _notes_on(labels: np.ndarray, box: tuple[slice, slice, slice], horseshoe: bool) -> list[str]:
+def _notes_on(
+    labels: np.ndarray, box: tuple[slice, slice, slice], grid: AxialGrid, horseshoe: bool
+) -> list[str]:
     """What the report should say about the kidneys that are there, all of them in the box."""
     sides = [side for side in SIDE_NAMES if (labels[box] == side).any()]
     if not sides:
@@ -564,9 +581,11 @@ def _notes_on(labels: np.ndarray, box: tuple[slice, slice, slice], horseshoe: bo
     elif len(sides) == 1:
         notes.append(f"one kidney found ({SIDE_NAMES[sides[0]]})")
     ends = labels[[0, -1]]
+    cut = [side for side in sides if (ends == side).any()]
+    if len(sides) == 2 and not horseshoe and not cut and slant_inwards(labels, box, grid):
+        notes.append(NOTE_SLANT)
     notes += [
         f"{SIDE_NAMES[side]} kidney is cut off by the end of the scan; its volume is incomplete"
-        for side in sides
-        if (ends == side).any()
+        for side in cut
     ]
     return notes
