@@ -10,7 +10,14 @@ import pytest
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.geometry import AxialGrid, blank_image, from_axial, grid_difference, to_axial
+from KidneySegLib.geometry import (
+    AxialGrid,
+    blank_image,
+    from_axial,
+    grid_difference,
+    signed_distances_mm,
+    to_axial,
+)
 
 # LPS directions of an axial array's columns, rows and slices, as the columns of a matrix.
 AXIAL = np.diag([1.0, 1.0, -1.0])
@@ -265,3 +272,20 @@ def test_a_part_is_put_in_its_place_of_the_stored_image(order):
         found, expected = from_axial(part, grid, box), from_axial(part, grid)
         np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (found, expected)))
         assert grid_difference(found, turned) is None and part.any()
+
+
+# --- distances --------------------------------------------------------------------------------
+
+
+def test_distances_count_in_mm_along_each_axis_and_are_negative_inside() -> None:
+    mask = np.zeros((9, 11, 13), bool)
+    mask[4, 5, 6] = True
+    distances = signed_distances_mm(mask, (3.0, 2.0, 0.5))
+    assert distances[4, 5, 10] == pytest.approx(2.0)
+    assert distances[4, 8, 6] == pytest.approx(6.0)
+    assert distances[6, 5, 6] == pytest.approx(6.0)
+    assert distances[5, 6, 7] == pytest.approx(np.sqrt(9 + 4 + 0.25))
+    mask[2:7, 3:8, 4:9] = True
+    assert signed_distances_mm(mask, (3.0, 2.0, 0.5))[4, 5, 6] < 0
+    # Of a slice, and of what is no contiguous array.
+    assert signed_distances_mm(mask[4, ::2], (4.0, 0.5)).shape == (6, 13)

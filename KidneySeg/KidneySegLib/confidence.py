@@ -15,9 +15,8 @@ from collections.abc import Sequence
 
 import cc3d
 import numpy as np
-import SimpleITK as sitk
 
-from KidneySegLib.geometry import bounding_box
+from KidneySegLib.geometry import bounding_box, signed_distances_mm
 
 _AROUND_MM = 10.0
 # Bowel or liver that hangs on a kidney is seen by one view alone, and so the mean of all hardly
@@ -97,10 +96,4 @@ def _is_lump(voxels: int, spacing_mm: Sequence[float]) -> bool:
 
 def _far(sure: np.ndarray, kidney: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """The voxels of a kidney that lie far from all that is sure."""
-    image = sitk.GetImageFromArray(sure.view(np.uint8))
-    image.SetSpacing([float(mm) for mm in reversed(spacing_mm)])
-    distance = sitk.SignedMaurerDistanceMap(
-        image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-    )
-    far: np.ndarray = kidney & (sitk.GetArrayViewFromImage(distance) > _LUMP_MM)
-    return far
+    return kidney & (signed_distances_mm(sure, spacing_mm) > _LUMP_MM)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from KidneySegLib.geometry import bounding_box
+from KidneySegLib.geometry import bounding_box, signed_distances_mm
 
 KIDNEY, TUMOUR = 1, 2
 
@@ -276,12 +276,7 @@ def _distance_mm(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
     distance = np.full(mask.shape, np.inf, np.float32)
     for k, plane in enumerate(mask):
         if plane.any():
-            image = sitk.GetImageFromArray(plane.astype(np.uint8))
-            image.SetSpacing(spacing_mm[:0:-1])
-            result = sitk.SignedMaurerDistanceMap(
-                image, squaredDistance=False, useImageSpacing=True
-            )
-            distance[k] = sitk.GetArrayViewFromImage(result)
+            distance[k] = signed_distances_mm(plane, spacing_mm[1:])
     return distance
 
 

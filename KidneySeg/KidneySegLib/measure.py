@@ -21,6 +21,7 @@ from KidneySegLib.geometry import (
     AxialGrid,
     bounding_box,
     grid_difference,
+    signed_distances_mm,
     to_axial,
 )
 from KidneySegLib.postprocess import find_kidneys
@@ -159,8 +160,11 @@ def surface_agreement(
         return SurfaceAgreement(None, 0.0 if box_a or box_b else None)
     box = union_box(box_a, box_b)
     surfaces = [_surface(array[box] != 0) for array in (a, b)]
-    a_to_b = _distances_mm(surfaces[1], spacing_mm)[surfaces[0]]
-    b_to_a = _distances_mm(surfaces[0], spacing_mm)[surfaces[1]]
+    # Negative are voxels of a surface that are surrounded by such voxels.
+    a_to_b, b_to_a = (
+        np.maximum(signed_distances_mm(surfaces[to], spacing_mm)[surfaces[1 - to]], 0)
+        for to in (1, 0)
+    )
     number = a_to_b.size + b_to_a.size
     mean = (a_to_b.sum(dtype=float) + b_to_a.sum(dtype=float)) / number
     largest = max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95))
@@ -530,17 +534,6 @@ def _surface(mask: np.ndarray) -> np.ndarray:
             part[axis] = slice(first, first + mask.shape[axis])
             inside &= padded[tuple(part)]
     return mask & ~inside
-
-
-def _distances_mm(surface: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Each voxel's Euclidean distance to the closest voxel of a surface (Maurer et al., 2003)."""
-    image = sitk.GetImageFromArray(surface.view(np.uint8))
-    image.SetSpacing([float(mm) for mm in reversed(spacing_mm)])
-    distances = sitk.SignedMaurerDistanceMap(
-        image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-    )
-    # Inside is negative: voxels of the surface that are surrounded by such voxels.
-    return np.maximum(sitk.GetArrayViewFromImage(distances), 0)
 
 
 def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
