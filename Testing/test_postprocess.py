@@ -177,7 +177,7 @@ def test_where_a_patient_has_one_kidney_a_half_believed_lump_is_no_second(
 
 def with_a_lump(sure: float, radius_mm: float) -> tuple[Patient, np.ndarray, np.ndarray]:
     """A right kidney of some certainty on which bowel hangs, its probability, and the bowel."""
-    patient = Patient()
+    patient = Patient(shape=(48, 60, 84))
     right = patient.right()
     bowel = patient.add((-60, 25, -55 - radius_mm), (radius_mm,) * 3) & ~right
     probability = np.zeros(patient.mask.shape, np.float32)
@@ -197,6 +197,23 @@ def test_bowel_that_hangs_on_a_sure_kidney_and_is_hardly_believed_is_dropped() -
     assert found.notes == ("one kidney found (right)", note)
     given = (probability * 255).astype(np.uint8)
     assert np.array_equal(find_kidneys(given, patient.grid, patient.ct).labels, found.labels)
+
+
+def test_a_crumb_that_only_a_dropped_lump_joins_to_the_kidney_goes_with_it() -> None:
+    patient, probability, bowel = with_a_lump(0.97, 30)
+    probability[patient.at((-60, 25, -105), (6, 6, 6))] = 0.9
+    labels = find_kidneys(probability, patient.grid, patient.ct).labels
+    beyond = bowel & (patient.z < -75)
+    assert not labels[beyond].any()
+
+
+def test_a_doubtful_tumour_in_the_middle_of_a_sure_kidney_stays() -> None:
+    patient = Patient()
+    right = patient.add((-60, 25, 0), (25, 25, 80))
+    probability = np.where(right, 0.97, 0).astype(np.float32)
+    probability[right & (np.abs(patient.z) < 20)] = 0.6
+    found = find_kidneys(probability, patient.grid, patient.ct)
+    assert np.array_equal(found.labels == RIGHT, right)
 
 
 def test_a_small_doubtful_end_of_a_sure_kidney_stays() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import cc3d
 import numpy as np
@@ -28,6 +29,7 @@ _SURE = 0.75
 _SURE_KIDNEY = 0.9
 _LUMP_MM = 10.0
 _LUMP_ML = 3.0
+_CONNECTIVITY: Final = 18
 # They are looked for in points this far apart, and drawn in every voxel only where there are some.
 _POINTS_MM = 2.0
 
@@ -63,7 +65,9 @@ def confidence(
 def doubtful_lumps(
     probability: np.ndarray, kidney: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray | None:
-    """What is joined to an otherwise sure kidney and hardly believed in; None where nothing is.
+    """What hangs on an otherwise sure kidney and is hardly believed in; None where nothing does.
+
+    What joins two sure parts of a kidney, as a tumour in its middle does, hangs on neither.
 
     Args:
         probability: (slices, rows, columns), uint8 with 0..255 for 0..1, floating point or bool.
@@ -84,10 +88,31 @@ def doubtful_lumps(
     apart_mm = [mm * step for mm, step in zip(spacing_mm, steps, strict=True)]
     if not _is_lump(int(np.count_nonzero(_far(sure[thin], kidney[thin], apart_mm))), apart_mm):
         return None
-    pieces = cc3d.connected_components(_far(sure, kidney, spacing_mm), connectivity=18)
-    sizes = np.bincount(pieces.ravel()).tolist()
-    lumps = [number for number, size in enumerate(sizes) if number and _is_lump(size, spacing_mm)]
-    return np.isin(pieces, lumps) if lumps else None
+    found = np.zeros_like(kidney)
+    whole_pieces = _pieces(kidney)
+    lumps = _pieces(_far(sure, kidney, spacing_mm))
+    for number, size in enumerate(_sizes(lumps)):
+        if number == 0 or not _is_lump(size, spacing_mm):
+            continue
+        lump = lumps == number
+        # What it holds together is a kidney and crumbs, or two sure parts of one.
+        rest = _pieces((whole_pieces == whole_pieces[lump][0]) & ~lump)
+        large = np.array([_is_lump(size, spacing_mm) for size in _sizes(np.where(sure, rest, 0))])
+        crumbs = np.setdiff1d(rest, [0, *(np.flatnonzero(large[1:]) + 1)])
+        if np.count_nonzero(large[1:]) == 1:
+            found |= lump | np.isin(rest, crumbs)
+    return found if found.any() else None
+
+
+def _pieces(mask: np.ndarray) -> np.ndarray:
+    pieces: np.ndarray = cc3d.connected_components(mask, connectivity=_CONNECTIVITY)
+    return pieces
+
+
+def _sizes(pieces: np.ndarray) -> list[int]:
+    """Voxels of each piece, of the background first."""
+    sizes: list[int] = np.bincount(pieces.ravel()).tolist()
+    return sizes
 
 
 def _is_lump(voxels: int, spacing_mm: Sequence[float]) -> bool:
