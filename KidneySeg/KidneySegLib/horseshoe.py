@@ -17,6 +17,8 @@ from KidneySegLib.geometry import LEFT, RIGHT, AxialGrid
 # together.
 _LEAST_SLANT = 0.1
 _EDGE_PERCENT = 3.0
+# Points this far apart tell as much as every voxel.
+_POINTS_MM = 2.0
 
 Box = tuple[slice, slice, slice]
 
@@ -35,7 +37,12 @@ def slant_inwards(labels: np.ndarray, box: Box, grid: AxialGrid) -> bool:
 
 def _inner_edge_shift(labels: np.ndarray, box: Box, grid: AxialGrid, side: int) -> float:
     """How far the inner edge moves to the patient's left downwards, as a share of the length."""
-    index = np.argwhere(labels[box] == side) + [part.start for part in box]
+    steps = [max(1, int(_POINTS_MM / mm)) for mm in grid.spacing_mm]
+    thin = tuple(slice(p.start, p.stop, step) for p, step in zip(box, steps, strict=True))
+    index = np.argwhere(labels[thin] == side)
+    if not len(index):  # too small to be met
+        return 0.0
+    index = index * steps + [part.start for part in box]
     x, _, z = grid.to_physical(index).T
     low, high = float(z.min()), float(z.max())
     third = (high - low) / 3
