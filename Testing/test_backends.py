@@ -104,6 +104,36 @@ def test_probabilities_stay_so_however_far_the_logits_are_from_zero(tmp_path):
         assert answer[0].max() == 0 and answer[2].min() == 1
 
 
+def test_ctrl_c_between_slices_ends_the_process_and_does_not_abort_it(tmp_path):
+    """OpenVINO's threads go on with what they were given; none of them may need Python then."""
+    model = random_model(tmp_path / "slow", NetworkParameters(features=16, depth=4))
+    program = textwrap.dedent(
+        f"""
+        import sys
+        import numpy as np
+        from KidneySegLib.backends import openvinobackend
+        from KidneySegLib.model import load_model
+        backend = openvinobackend.OpenVinoBackend(load_model({str(model.folder)!r}), "float32")
+        tensor, asked = openvinobackend.openvino.Tensor, []
+        def interrupted(array):
+            asked.append(array)
+            if len(asked) == len(backend._requests) + 2:
+                raise KeyboardInterrupt
+            return tensor(array)
+        openvinobackend.openvino.Tensor = interrupted
+        try:
+            backend(np.zeros((20, 1, 256, 256), np.float32))
+        except KeyboardInterrupt:
+            sys.exit(130)
+        """
+    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_segmentations_of_the_toy_are_the_same(toy_model, toy_ct):
     one, other = (
         sitk.GetArrayFromImage(segment(toy_ct, toy_model, device="cpu", backend=backend).labels)

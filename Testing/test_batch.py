@@ -552,8 +552,8 @@ def test_a_killed_batch_goes_on_where_it_was(run, tmp_path, toy_ct, number):
             if line.startswith("[1/3]"):
                 process.send_signal(number)
                 break
-        process.communicate()
-    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+        _, said = process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), said
     finished = rows(tmp_path / "out")
     assert 1 <= len(finished) < 3
     code, out, err = run("--model", model.folder, "--precision", "auto")

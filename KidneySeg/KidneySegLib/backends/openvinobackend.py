@@ -39,6 +39,9 @@ class OpenVinoBackend(Backend):
     of any size, since every CT, and every box in it, has its own; for a single size it would be a
     tenth faster, and each new one would take a quarter of a second.
 
+    Nothing of Python is called from OpenVINO's threads: one that waits for Python's lock while
+    Python ends, after Ctrl-C, aborts the process.
+
     Args:
         notes: see `Backend`.
 
@@ -56,8 +59,8 @@ class OpenVinoBackend(Backend):
         self.precision = choose_precision(precision)
         try:
             self._compiled = _compiled(model, self.precision)
-            self._queue = openvino.AsyncInferQueue(self._compiled)
-            self._queue.set_callback(_keep)
+            at_once = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+            self._requests = [self._compiled.create_infer_request() for _ in range(at_once)]
             self._try()
         except RuntimeError as error:
             raise CannotRun(_first_line(error)) from error
@@ -78,10 +81,28 @@ class OpenVinoBackend(Backend):
         lost = 2 * margin(self.model.network)
         rows, columns = (length - lost for length in batch.shape[-2:])
         out = np.empty((len(batch), self.model.network.classes, rows, columns), np.float32)
-        for index in range(len(batch)):
-            one = np.ascontiguousarray(batch[index : index + 1])
-            self._queue.start_async({0: openvino.Tensor(one)}, (out, index, one))
-        self._queue.wait_all()
+        asked: dict[int, tuple[int, np.ndarray]] = {}
+
+        def take(place: int) -> None:
+            request = self._requests[place]
+            request.wait()
+            index, _ = asked.pop(place)
+            out[index] = request.get_output_tensor(0).data[0]
+
+        try:
+            for index in range(len(batch)):
+                place = index % len(self._requests)
+                if place in asked:
+                    take(place)
+                # Kept until it is answered: the request reads it where it lies.
+                asked[place] = index, np.ascontiguousarray(batch[index : index + 1])
+                self._requests[place].start_async({0: openvino.Tensor(asked[place][1])})
+            for place in list(asked):
+                take(place)
+        finally:
+            # After Ctrl-C too: what is read must not go away before.
+            for place in asked:
+                self._requests[place].wait()
         return _softmax(out) if self.model.activation == "softmax" else _sigmoid(out)
 
     def _try(self) -> None:
@@ -89,11 +110,6 @@ class OpenVinoBackend(Backend):
         network = self.model.network
         size = valid_size(network, 1) + 2 * margin(network)
         self.classes(np.zeros((1, network.input_channels, size, size), np.float32))
-
-
-def _keep(request: openvino.InferRequest, place: tuple[np.ndarray, int, np.ndarray]) -> None:
-    out, index, _ = place
-    out[index] = request.get_output_tensor(0).data[0]
 
 
 @cache
