@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
 import cc3d
 import numpy as np
 
-from KidneySegLib.confidence import confidence, doubtful_lumps
+from KidneySegLib.confidence import CONNECTIVITY, confidence, doubtful_lumps
 from KidneySegLib.geometry import LEFT, RIGHT, SIDE_NAMES, AxialGrid, bounding_box
 from KidneySegLib.horseshoe import slant_inwards
 from KidneySegLib.midline import Midline, find_midline
@@ -68,9 +67,6 @@ _RIVAL_SHARE = 0.5
 # Holes in a slice are filled up to this area. Expert contours leave the renal sinus open, and
 # where parenchyma surrounds it in a slice it is mostly 50 mm2 or more.
 _SLICE_HOLE_MM2 = 25.0
-# 18-connected: 6-connected components cut expert masks at oblique thin rims into dozens of
-# specks; 26-connected ones add nothing but leaks through corners to whatever touches the kidney.
-_CONNECTIVITY: Final = 18
 
 # Two lumps on one side of the body are never as far apart along x as this.
 _PAIR_DISTANCE_MM = 80.0
@@ -173,7 +169,7 @@ def find_kidneys(
         return Kidneys(labels, (slice(0, 0),) * 3, (NOTE_NONE,), False)
 
     mask = np.ascontiguousarray(_foreground(probability[box], threshold))
-    components = cc3d.connected_components(mask, connectivity=_CONNECTIVITY)
+    components = cc3d.connected_components(mask, connectivity=CONNECTIVITY)
     del mask
     pieces = _Pieces(components, box, grid)
     if not keep_small:
