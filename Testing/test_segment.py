@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import warnings
+import weakref
 from itertools import permutations, product
 
 import numpy as np
@@ -12,6 +13,7 @@ import SimpleITK as sitk
 import toys
 
 from KidneySegLib import predict as predict_room
+from KidneySegLib import segment as segment_room
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, InputError, ModelError, UsageError
 from KidneySegLib.network import NetworkParameters
@@ -205,6 +207,25 @@ def test_memory_stays_a_few_times_the_volume(backend):
 
 
 # --- What it says -----------------------------------------------------------------------------
+
+
+def test_the_probabilities_are_gone_before_the_labels_become_an_image(backend, toy_ct, monkeypatch):
+    """Each is as large as the CT has voxels: of 2,000 slices half a gigabyte."""
+    alive = []
+    answer, from_axial = segment_room.answer, segment_room.from_axial
+
+    def watched_answer(*arguments, **choices):
+        full = answer(*arguments, **choices)
+        alive.append(weakref.ref(full))
+        return full
+
+    def watched_image(*arguments):
+        assert alive and not any(reference() is not None for reference in alive)
+        return from_axial(*arguments)
+
+    monkeypatch.setattr(segment_room, "answer", watched_answer)
+    monkeypatch.setattr(segment_room, "from_axial", watched_image)
+    assert segment(toy_ct, backend).report["kidneys"]["left"]["confidence"] > 0
 
 
 def test_the_report_is_complete_and_its_volumes_are_those_of_the_labels(

@@ -209,14 +209,14 @@ def segment(
     walk.end()
 
     walk.begin("measure")
-    labels = from_axial(kidneys.labels, grid, kidneys.box)
     found = kidneys.labels[kidneys.box]
     report = _report(scan, engine, found, grid)
     first, second, third = (part.start for part in kidneys.box)
     for label, side in SIDE_NAMES.items():
         belief = confidence(full, found == label, grid.spacing_mm, (first, second, third))
         report["kidneys"][side]["confidence"] = belief
-    del full
+    del full  # before there is an image as large as it
+    labels = from_axial(kidneys.labels, grid, kidneys.box)
     report["horseshoe"] = kidneys.horseshoe
     report["notes"] = [*kidneys.notes, *scan.warnings, *engine.notes]
     if looked_at:
