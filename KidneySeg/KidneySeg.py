@@ -319,7 +319,7 @@ class KidneySegTest(ScriptedLoadableModuleTest):
         return nodes
 
     def test_segment_compare_and_show(self):
-        from KidneySegLib import scene
+        from KidneySegLib import scenecomparison
 
         volume, reference = self.generateCase()
         logic = KidneySegLogic()
@@ -333,10 +333,10 @@ class KidneySegTest(ScriptedLoadableModuleTest):
         self.assertGreater(scores["dice"]["left"], 0.8)
         self.assertGreater(scores["dice"]["right"], 0.8)
         self.delayDisplay("Showing it in red and blue")
-        scene.show_comparison(node, reference)
-        self.assertTrue(scene.comparison_shown(node, reference))
-        scene.hide_comparison(node, reference)
-        self.assertFalse(scene.comparison_shown(node, reference))
+        scenecomparison.show_comparison(node, reference)
+        self.assertTrue(scenecomparison.comparison_shown(node, reference))
+        scenecomparison.hide_comparison(node, reference)
+        self.assertFalse(scenecomparison.comparison_shown(node, reference))
         self.delayDisplay("Closing the scene during a run")
         run = logic.segmentAsync(volume)
         slicer.mrmlScene.Clear()

@@ -25,7 +25,7 @@ if slicerhost.why_not():
 slicer = slicerhost.boot()
 import vtk  # noqa: E402
 
-from KidneySegLib import overlay, scene  # noqa: E402
+from KidneySegLib import overlay, scene, scenecomparison, scenetable  # noqa: E402
 
 CT, LABELS = toys.toy()
 LEFT, RIGHT = SIDES
@@ -337,7 +337,7 @@ def test_a_missing_kidney_is_an_empty_segment(kidneys, tmp_path):
         np.testing.assert_array_equal(voxels(node, written.id, volume), labels == written.label)
     np.testing.assert_array_equal(array_of(scene.labels_image(node, volume)), labels)
     scene.show_surfaces(node, True)
-    scene.show_comparison(node, add_segmentation(volume=volume))
+    scenecomparison.show_comparison(node, add_segmentation(volume=volume))
     scene.place_labels(toys.image_of(LABELS), volume, node)
     scene.place_labels(toys.image_of(labels), volume, node)
     np.testing.assert_array_equal(array_of(scene.labels_image(node, volume)), labels)
@@ -786,9 +786,12 @@ def test_nodes_are_compared_as_their_arrays_are():
 def display_of(node):
     """Everything that the user can choose about how a segmentation is shown."""
     display, ids = node.GetDisplayNode(), node.GetSegmentation().GetSegmentIDs()
-    return {name: getattr(display, f"Get{name}")() for name in scene._NODE_DISPLAY} | {
+    return {name: getattr(display, f"Get{name}")() for name in scenecomparison._NODE_DISPLAY} | {
         segment_id: [
-            *(getattr(display, f"GetSegment{name}")(segment_id) for name in scene._SEGMENT_DISPLAY),
+            *(
+                getattr(display, f"GetSegment{name}")(segment_id)
+                for name in scenecomparison._SEGMENT_DISPLAY
+            ),
             tuple(display.GetSegmentOverrideColor(segment_id)),
             node.GetSegmentation().GetSegment(segment_id).GetColor(),
         ]
@@ -814,7 +817,7 @@ def two_to_compare():
 
 def test_the_reference_is_red_and_the_prediction_blue_and_only_kidneys_are_shown():
     _, prediction, reference = two_to_compare()
-    scene.show_comparison(prediction, reference, fill_opacity=0.4)
+    scenecomparison.show_comparison(prediction, reference, fill_opacity=0.4)
     for node, color in ((prediction, (70, 130, 255)), (reference, (255, 45, 45))):
         display = node.GetDisplayNode()
         assert display.GetVisibility() and display.GetVisibility2D()
@@ -829,13 +832,15 @@ def test_the_reference_is_red_and_the_prediction_blue_and_only_kidneys_are_shown
             assert node.GetSegmentation().GetSegment(segment_id).GetColor() != color
     body = reference.GetSegmentation().GetSegmentIdBySegmentName("body")
     assert not reference.GetDisplayNode().GetSegmentVisibility(body)
-    assert scene.comparison_shown(prediction) and scene.comparison_shown(None, reference)
+    assert scenecomparison.comparison_shown(prediction) and scenecomparison.comparison_shown(
+        None, reference
+    )
 
 
 def test_the_colours_are_those_of_the_pictures():
     for ours, theirs in (
-        (scene.REFERENCE_COLOR, overlay.REFERENCE),
-        (scene.PREDICTION_COLOR, overlay.PREDICTION),
+        (scenecomparison.REFERENCE_COLOR, overlay.REFERENCE),
+        (scenecomparison.PREDICTION_COLOR, overlay.PREDICTION),
     ):
         np.testing.assert_allclose(ours, np.divide(theirs, 255))
 
@@ -844,28 +849,28 @@ def test_what_the_user_had_is_restored_exactly_however_often_it_was_switched():
     _, prediction, reference = two_to_compare()
     before = [display_of(node) for node in (prediction, reference)]
     for opacity, outline in ((0.3, True), (0.0, True), (1.0, False)):
-        scene.show_comparison(prediction, reference, outline, opacity)
+        scenecomparison.show_comparison(prediction, reference, outline, opacity)
         display = reference.GetDisplayNode()
         assert display.GetVisibility2DOutline() == outline
         assert display.GetVisibility2DFill() == (opacity > 0)
-    scene.hide_comparison(prediction, reference)
+    scenecomparison.hide_comparison(prediction, reference)
     assert [display_of(node) for node in (prediction, reference)] == before
-    assert not scene.comparison_shown(prediction, reference)
-    scene.hide_comparison(prediction, reference, None)
+    assert not scenecomparison.comparison_shown(prediction, reference)
+    scenecomparison.hide_comparison(prediction, reference, None)
     assert [display_of(node) for node in (prediction, reference)] == before
 
 
 def test_a_reloaded_scene_restores_what_was_there_before_the_comparison(tmp_path):
     _, prediction, reference = two_to_compare()
     before = [display_of(node) for node in (prediction, reference)]
-    scene.show_comparison(prediction, reference)
+    scenecomparison.show_comparison(prediction, reference)
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     slicerhost.clear(slicer)
     add(name="something else first")
     slicer.util.loadScene(str(tmp_path / "scene.mrb"))
     pair = [slicer.util.getNode(name) for name in ("prediction", "reference")]
-    assert scene.comparison_shown(*pair)
-    scene.hide_comparison(*pair)
+    assert scenecomparison.comparison_shown(*pair)
+    scenecomparison.hide_comparison(*pair)
     for node, expected in zip(pair, before, strict=True):
         shown = display_of(node)
         for key, value in expected.items():
@@ -881,14 +886,14 @@ def test_a_new_run_during_the_comparison_is_shown_in_its_colours_and_forgotten_a
     merged = (LABELS > 0).astype(np.uint8)
     prediction = add_segmentation(merged, volume, "prediction", MERGED)
     reference = add_segmentation(volume=volume, name="reference")
-    scene.show_comparison(prediction, reference)
+    scenecomparison.show_comparison(prediction, reference)
     scene.place_labels(toys.image_of(LABELS), volume, prediction)
-    scene.show_comparison(prediction, reference)
+    scenecomparison.show_comparison(prediction, reference)
     display = prediction.GetDisplayNode()
     np.testing.assert_allclose(
-        display.GetSegmentColor("left_kidney"), scene.PREDICTION_COLOR, atol=1e-6
+        display.GetSegmentColor("left_kidney"), scenecomparison.PREDICTION_COLOR, atol=1e-6
     )
-    scene.hide_comparison(prediction, reference)
+    scenecomparison.hide_comparison(prediction, reference)
     np.testing.assert_allclose(display.GetSegmentColor("left_kidney"), LEFT.color)
 
 
@@ -897,29 +902,31 @@ def test_in_place_of_a_label_map_a_segmentation_is_shown_until_the_comparison_en
     prediction = add_segmentation(volume=volume, name="prediction")
     reference = under(add_labels(), volume.GetParentTransformNode())
     before = nodes()
-    scene.show_comparison(prediction, reference)
-    scene.show_comparison(prediction, reference, fill_opacity=0.5)
+    scenecomparison.show_comparison(prediction, reference)
+    scenecomparison.show_comparison(prediction, reference, fill_opacity=0.5)
     stand_in = slicer.util.getNode("reference (comparison)")
     assert len(nodes()) == len(before) + 2  # with its display node
     np.testing.assert_array_equal(voxels(stand_in, "kidneys", volume), LABELS > 0)
     np.testing.assert_allclose(
-        stand_in.GetDisplayNode().GetSegmentColor("kidneys"), scene.REFERENCE_COLOR, atol=1e-6
+        stand_in.GetDisplayNode().GetSegmentColor("kidneys"),
+        scenecomparison.REFERENCE_COLOR,
+        atol=1e-6,
     )
-    assert scene.comparison_shown(reference)
-    scene.hide_comparison(prediction, reference)
-    assert nodes() == before and not scene.comparison_shown(prediction, reference)
+    assert scenecomparison.comparison_shown(reference)
+    scenecomparison.hide_comparison(prediction, reference)
+    assert nodes() == before and not scenecomparison.comparison_shown(prediction, reference)
 
 
 def test_a_comparison_that_makes_no_sense_is_refused():
     volume, prediction, reference = two_to_compare()
-    assert "No reference is chosen" in refusal(scene.show_comparison, prediction, None)
-    assert "No segmentation is chosen" in refusal(scene.show_comparison, None, reference)
-    assert "both" in refusal(scene.show_comparison, prediction, prediction)
-    assert "CT is neither" in refusal(scene.show_comparison, prediction, volume)
+    assert "No reference is chosen" in refusal(scenecomparison.show_comparison, prediction, None)
+    assert "No segmentation is chosen" in refusal(scenecomparison.show_comparison, None, reference)
+    assert "both" in refusal(scenecomparison.show_comparison, prediction, prediction)
+    assert "CT is neither" in refusal(scenecomparison.show_comparison, prediction, volume)
     for opacity in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="from 0 to 1"):
-            scene.show_comparison(prediction, reference, fill_opacity=opacity)
-    assert not scene.comparison_shown(prediction, reference)
+            scenecomparison.show_comparison(prediction, reference, fill_opacity=opacity)
+    assert not scenecomparison.comparison_shown(prediction, reference)
 
 
 # --- surfaces and the table -------------------------------------------------------------------
@@ -955,20 +962,20 @@ def cells(table):
 def test_the_table_has_typed_columns_and_a_row_for_each_structure(tmp_path):
     volume = add()
     node = add_segmentation(volume=volume)
-    rows = scene.result_rows({"left": 155.0, "right": 109.25})
-    table = scene.results_table(rows)
+    rows = scenetable.result_rows({"left": 155.0, "right": 109.25})
+    table = scenetable.results_table(rows)
     assert cells(table) == [
         ["Left", "155"], ["Right", "109.25"], ["Both", "264.25"]
     ]  # fmt: skip
     reference = add_labels(np.roll(LABELS, 1, axis=1))
     scores = scene.compare(node, reference)
-    rows = scene.result_rows(scores["volume_ml"]["prediction"], scores)
+    rows = scenetable.result_rows(scores["volume_ml"]["prediction"], scores)
     count = slicer.mrmlScene.GetNumberOfNodes()
-    assert scene.results_table(rows, table) is table
+    assert scenetable.results_table(rows, table) is table
     assert slicer.mrmlScene.GetNumberOfNodes() == count
-    names = [column.name for column in scene.COLUMNS]
+    names = [column.name for column in scenetable.COLUMNS]
     assert [table.GetColumnName(n) for n in range(7)] == ["structure", *names]
-    for number, column in enumerate(scene.COLUMNS, start=1):
+    for number, column in enumerate(scenetable.COLUMNS, start=1):
         assert table.GetTable().GetColumn(number).IsA("vtkDoubleArray")
         assert table.GetColumnTitle(column.name) == column.title
     assert rows["Left"]["dice"] == scores["dice"]["left"]
@@ -989,6 +996,8 @@ def test_a_reference_without_sides_leaves_cells_of_the_sides_open():
     node = add_segmentation(volume=volume)
     merged = add_labels((LABELS > 0).astype(np.uint8))
     scores = scene.compare(node, merged)
-    table = scene.results_table(scene.result_rows(scores["volume_ml"]["prediction"], scores))
+    table = scenetable.results_table(
+        scenetable.result_rows(scores["volume_ml"]["prediction"], scores)
+    )
     assert np.isnan(table.GetTable().GetValueByName(0, "dice").ToDouble())
     assert table.GetTable().GetValueByName(2, "dice").ToDouble() == 1.0

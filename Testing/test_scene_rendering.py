@@ -21,7 +21,7 @@ if slicerhost.why_not():
     pytest.skip(slicerhost.why_not(), allow_module_level=True)
 slicer = slicerhost.boot()
 
-from KidneySegLib import scene  # noqa: E402
+from KidneySegLib import scene, scenecomparison  # noqa: E402
 
 WINDOW_HU, LEVEL_HU = 400, 40  # of soft tissue
 SIZE = (480, 400)
@@ -158,10 +158,13 @@ def test_red_is_where_only_the_reference_is_and_blue_where_only_the_prediction_i
         node.GetDisplayNode().SetVisibility(False)
     plain = shown.picture()
     opacity = 0.5
-    scene.show_comparison(shown.prediction, shown.reference, fill_opacity=opacity)
+    scenecomparison.show_comparison(shown.prediction, shown.reference, fill_opacity=opacity)
     picture = shown.picture("comparison")
     where = shown.where()
-    red, blue = (255 * np.array(color) for color in (scene.REFERENCE_COLOR, scene.PREDICTION_COLOR))
+    red, blue = (
+        255 * np.array(color)
+        for color in (scenecomparison.REFERENCE_COLOR, scenecomparison.PREDICTION_COLOR)
+    )
     ct = {name: at(plain, places) for name, places in where.items()}
     colours = {name: at(picture, places) for name, places in where.items()}
 
@@ -180,27 +183,29 @@ def test_outlines_alone_leave_the_inside_to_the_ct(shown):
     for node in (shown.prediction, shown.reference):
         node.GetDisplayNode().SetVisibility(False)
     plain = shown.picture()
-    scene.show_comparison(shown.prediction, shown.reference, fill_opacity=0.0)
+    scenecomparison.show_comparison(shown.prediction, shown.reference, fill_opacity=0.0)
     picture = shown.picture("outlines").astype(float)
     for places in shown.where().values():
         np.testing.assert_allclose(at(picture, places), at(plain, places), atol=1)
-    for color in (scene.REFERENCE_COLOR, scene.PREDICTION_COLOR):
+    for color in (scenecomparison.REFERENCE_COLOR, scenecomparison.PREDICTION_COLOR):
         pure = np.abs(picture - 255 * np.array(color)).max(axis=2) < 3
         assert pure.sum() > 200
 
 
 def test_without_outline_there_is_only_the_fill(shown):
-    scene.show_comparison(shown.prediction, shown.reference, outline=False, fill_opacity=0.3)
+    scenecomparison.show_comparison(
+        shown.prediction, shown.reference, outline=False, fill_opacity=0.3
+    )
     picture = shown.picture("fill").astype(float)
-    for color in (scene.REFERENCE_COLOR, scene.PREDICTION_COLOR):
+    for color in (scenecomparison.REFERENCE_COLOR, scenecomparison.PREDICTION_COLOR):
         assert not (np.abs(picture - 255 * np.array(color)).max(axis=2) < 3).any()
 
 
 def test_hiding_the_comparison_draws_what_was_drawn_before_to_the_pixel(shown):
     before = shown.picture()
-    scene.show_comparison(shown.prediction, shown.reference)
+    scenecomparison.show_comparison(shown.prediction, shown.reference)
     during = shown.picture()
-    scene.hide_comparison(shown.prediction, shown.reference)
+    scenecomparison.hide_comparison(shown.prediction, shown.reference)
     assert (during != before).any()
     np.testing.assert_array_equal(shown.picture(), before)
 
@@ -219,12 +224,12 @@ def test_both_kidneys_are_seen_from_the_front_with_the_left_one_on_the_right(sho
         assert min(len(orange), len(blue)) > 1000
         assert orange[:, 1].min() > blue[:, 1].max()
         scene.show_surfaces(shown.reference, True)
-        scene.show_comparison(shown.prediction, shown.reference)
+        scenecomparison.show_comparison(shown.prediction, shown.reference)
         picture = view.show().astype(int)
         save(picture.astype(np.uint8), "surfaces-comparison")
         assert (picture[..., 0] > picture[..., 2] + 40).sum() > 200  # red
         assert (picture[..., 2] > picture[..., 0] + 100).sum() > 5000  # blue
-        scene.hide_comparison(shown.prediction, shown.reference)
+        scenecomparison.hide_comparison(shown.prediction, shown.reference)
         scene.show_surfaces(shown.prediction, False)
         scene.show_surfaces(shown.reference, False)
         np.testing.assert_array_equal(view.show(), nothing)

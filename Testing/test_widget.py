@@ -524,7 +524,7 @@ def segmented(window, module, case):
 
 
 def test_red_and_blue_go_on_with_figures_and_off_again(window, module, case, segmented):
-    from KidneySegLib import scene
+    from KidneySegLib import scenecomparison
 
     ui, (_, truth) = module.ui, case
     assert disabled(module)["compareButton"] == "Choose a reference first."
@@ -532,9 +532,9 @@ def test_red_and_blue_go_on_with_figures_and_off_again(window, module, case, seg
     display = segmented.GetDisplayNode()
     before = display.GetSegmentOverrideColor("left_kidney")
     ui.compareButton.click()
-    assert scene.comparison_shown(segmented, truth)
+    assert scenecomparison.comparison_shown(segmented, truth)
     assert ui.compareButton.checked
-    assert tuple(display.GetSegmentOverrideColor("left_kidney")) == scene.PREDICTION_COLOR
+    assert tuple(display.GetSegmentOverrideColor("left_kidney")) == scenecomparison.PREDICTION_COLOR
     table = ui.resultsTableView.mrmlTableNode()
     assert table.GetTable().GetValueByName(2, "dice").ToDouble() == 1
     ui.fillOpacitySlider.value = 0.75
@@ -542,7 +542,7 @@ def test_red_and_blue_go_on_with_figures_and_off_again(window, module, case, seg
     ui.outlineCheckBox.click()
     assert not display.GetVisibility2DOutline()
     ui.compareButton.click()
-    assert not scene.comparison_shown(segmented, truth)
+    assert not scenecomparison.comparison_shown(segmented, truth)
     assert not ui.compareButton.checked
     assert tuple(display.GetSegmentOverrideColor("left_kidney")) == tuple(before)
 

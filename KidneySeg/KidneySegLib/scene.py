@@ -1,4 +1,4 @@
-"""To and from 3D Slicer's scene: volumes out, segmentations in, red and blue on the screen.
+"""To and from 3D Slicer's scene: volumes and labels out, segmentations in.
 
 Images that leave the scene are in world coordinates, every linear parent transform applied, and in
 LPS as ITK has them (Slicer itself uses RAS). Results come back voxel for voxel: nothing is
@@ -8,12 +8,11 @@ change, so that the scene is as before when something cannot be done.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,35 +20,17 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from KidneySegLib.errors import InputError, UsageError
+from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import grid_difference
 from KidneySegLib.reading import oddities
-from KidneySegLib.volumes import SHEAR_DEGREES, Volume, shear_degrees
+from KidneySegLib.volumes import Volume
+from KidneySegLib.worldgrid import world_grid
 from KidneySegLib.writing import MERGED, SIDES, Segment, atomic
 
-# As in the pictures of `overlay`, from 0 to 1.
-REFERENCE_COLOR = (1.0, 45 / 255, 45 / 255)
-PREDICTION_COLOR = (70 / 255, 130 / 255, 1.0)
-# In 3-D the reference is a shell through which the prediction is seen.
-REFERENCE_OPACITY_3D = 0.4
-OUTLINE_PIXELS = 2
-
+_NRRD_TYPES = {"float32": "float", "float64": "double"}
 _LABELMAP = "Binary labelmap"
 _SURFACE = "Closed surface"
-_REMEMBERED = "KidneySeg.DisplayBeforeComparison"
-_STAND_IN_FOR = "KidneySeg.StandInFor"
 _OUR_IDS = [segment.id for segment in (*SIDES, *MERGED)]
-
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-_NODE_DISPLAY = (
-    "Visibility", "Visibility2D", "Visibility3D", "Visibility2DFill", "Visibility2DOutline",
-    "Opacity", "Opacity2DFill", "Opacity2DOutline", "Opacity3D", "SliceIntersectionThickness",
-)  # fmt: skip
-_SEGMENT_DISPLAY = (
-    "Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline",
-    "Opacity3D", "Opacity2DFill", "Opacity2DOutline",
-)  # fmt: skip
 
 
 # --- from the scene ---------------------------------------------------------------------------
@@ -89,7 +70,7 @@ def check_volume(node: Any) -> None:
             f"{name} holds {components} values a voxel (colours, vectors or several time points); "
             "choose a CT with one."
         )
-    _world_grid(node)
+    world_grid(node)
 
 
 def hu_hint(node: Any) -> str | None:
@@ -108,7 +89,7 @@ def volume_image(node: Any) -> sitk.Image:
         See `check_volume`.
     """
     check_volume(node)
-    return _world_grid(node).placed(slicer.util.arrayFromVolume(node))
+    return world_grid(node).placed(slicer.util.arrayFromVolume(node))
 
 
 def write_volume(node: Any, path: Path | str) -> None:
@@ -124,7 +105,7 @@ def write_volume(node: Any, path: Path | str) -> None:
         The folder cannot be written to or the disk is full; nothing is left there then.
     """
     check_volume(node)
-    grid = _world_grid(node)
+    grid = world_grid(node)
     voxels = np.ascontiguousarray(slicer.util.arrayFromVolume(node))
     kind = voxels.dtype.newbyteorder("<")
     steps = (np.array(grid.direction) * grid.spacing).T.tolist()
@@ -143,6 +124,10 @@ def write_volume(node: Any, path: Path | str) -> None:
     with atomic(path) as temporary, temporary.open("wb") as file:
         file.write(("\n".join(header) + "\n\n").encode("ascii"))
         file.write(voxels.astype(kind, copy=False).data)
+
+
+def _nrrd_vector(values: Sequence[float]) -> str:
+    return f"({','.join(repr(float(value)) for value in values)})"
 
 
 def labels_image(node: Any, volume_node: Any) -> sitk.Image:
@@ -199,7 +184,7 @@ def compare(segmentation_node: Any, reference_node: Any, volume_node: Any = None
             f"{reference_node.GetName()} is both the segmentation and the reference; choose "
             "another reference."
         )
-    volume_node = volume_node or _volume_of(segmentation_node, reference_node)
+    volume_node = volume_node or volume_of(segmentation_node, reference_node)
     nodes = (segmentation_node, reference_node)
     ours, theirs = (labels_image(node, volume_node) for node in nodes)
     names = (segmentation_node.GetName(), reference_node.GetName())
@@ -318,304 +303,28 @@ def show_surfaces(segmentation_node: Any, shown: bool) -> None:
     if shown:
         if not segmentation.GetNumberOfSegments():
             raise InputError(f"{segmentation_node.GetName()} has no segment to show in 3-D.")
-        display = _display(segmentation_node)
+        display = display_of(segmentation_node)
         with slicer.util.NodeModify(display):
             segmentation_node.CreateClosedSurfaceRepresentation()
             display.SetPreferredDisplayRepresentationName3D(_SURFACE)
             display.SetPreferredDisplayRepresentationName2D(_LABELMAP)
             display.SetVisibility3D(True)
     elif segmentation.GetSourceRepresentationName() == _SURFACE:
-        _display(segmentation_node).SetVisibility3D(False)
+        display_of(segmentation_node).SetVisibility3D(False)
     else:
         segmentation_node.RemoveClosedSurfaceRepresentation()
 
 
-# --- red and blue -----------------------------------------------------------------------------
-
-
-def show_comparison(
-    segmentation_node: Any,
-    reference_node: Any,
-    outline: bool = True,
-    fill_opacity: float = 0.3,
-) -> None:
-    """Show the reference in red and the segmentation in blue, kidneys only.
-
-    How the user had them is remembered in the scene until `hide_comparison`. May be called again
-    to change the outline or the opacity. In place of a label map, a segmentation made of it is
-    shown until then.
-
-    Parameters
-    ----------
-    outline
-        Draw outlines in the slice views.
-    fill_opacity
-        Of the filled areas in the slice views, 0 to 1; 0 for none.
-
-    Raises
-    ------
-    InputError
-        See `labels_image`; or both nodes are the same.
-    UsageError
-        The opacity is not from 0 to 1.
-    """
-    if not 0 <= fill_opacity <= 1:
-        raise UsageError(f"The opacity must be from 0 to 1, not {fill_opacity}; choose another.")
-    for node, role in ((segmentation_node, "segmentation"), (reference_node, "reference")):
-        if node is None:
-            raise InputError(f"No {role} is chosen; choose one to compare.")
-    if segmentation_node is reference_node:
-        raise InputError(
-            f"{reference_node.GetName()} is both the segmentation and the reference; choose "
-            "another reference."
-        )
-    shown = [
-        _as_segmentation(node, other)
-        for node, other in (
-            (segmentation_node, reference_node),
-            (reference_node, segmentation_node),
-        )
-    ]
-    for node, color, opacity_3d in (
-        (shown[0], PREDICTION_COLOR, 1.0),
-        (shown[1], REFERENCE_COLOR, REFERENCE_OPACITY_3D),
-    ):
-        display = _display(node)
-        with slicer.util.NodeModify(display):
-            _remember(display, node.GetSegmentation())
-            display.SetVisibility(True)
-            display.SetVisibility2D(True)
-            display.SetVisibility2DOutline(outline)
-            display.SetVisibility2DFill(fill_opacity > 0)
-            display.SetSliceIntersectionThickness(OUTLINE_PIXELS)
-            display.SetOpacity(1.0)
-            display.SetOpacity2DOutline(1.0)
-            display.SetOpacity2DFill(fill_opacity)
-            display.SetOpacity3D(opacity_3d)
-            kidneys = _kidney_values(node.GetSegmentation())
-            for segment_id in node.GetSegmentation().GetSegmentIDs():
-                display.SetSegmentVisibility(segment_id, segment_id in kidneys)
-                if segment_id in kidneys:
-                    display.SetSegmentOverrideColor(segment_id, *color)
-                    display.SetSegmentVisibility2DFill(segment_id, True)
-                    display.SetSegmentVisibility2DOutline(segment_id, True)
-                    display.SetSegmentVisibility3D(segment_id, True)
-                    display.SetSegmentOpacity(segment_id, 1.0)
-
-
-def hide_comparison(*nodes: Any) -> None:
-    """Show nodes as they were before `show_comparison`; those that were not changed stay."""
-    for node in nodes:
-        if node is None:
-            continue
-        stand_in = _stand_in(node)
-        if stand_in is not None:
-            node.GetScene().RemoveNode(stand_in)
-        if node.IsA("vtkMRMLSegmentationNode") and node.GetDisplayNode() is not None:
-            _restore(node.GetDisplayNode(), node.GetSegmentation())
-
-
-def comparison_shown(*nodes: Any) -> bool:
-    """Whether any of these nodes is shown in the colours of the comparison."""
-    return any(
-        _stand_in(node) is not None
-        or (
-            node.IsA("vtkMRMLSegmentationNode")
-            and node.GetDisplayNode() is not None
-            and node.GetDisplayNode().GetAttribute(_REMEMBERED) is not None
-        )
-        for node in nodes
-        if node is not None
-    )
-
-
-# --- the table --------------------------------------------------------------------------------
-
-
-class _Column(NamedTuple):
-    """One figure of the table; its title is short, since a module's panel is narrow."""
-
-    name: str
-    title: str
-    unit: str
-    decimals: int
-
-
-COLUMNS = (
-    _Column("volume_ml", "Volume", "ml", 2),
-    _Column("reference_volume_ml", "Reference volume", "ml", 2),
-    _Column("dice", "Dice", "", 4),
-    _Column("iou", "IoU", "", 4),
-    _Column("mean_surface_distance_mm", "Surface distance", "mm", 2),
-    _Column("hausdorff_95_mm", "95 % Hausdorff", "mm", 2),
-)
-
-_ROWS = {"left": "Left", "right": "Right", "kidney": "Both"}
-
-
-def result_rows(
-    volumes_ml: Mapping[str, float], comparison: Mapping[str, Any] | None = None
-) -> dict[str, dict[str, float | None]]:
-    """The rows of `results_table` for one case.
-
-    Parameters
-    ----------
-    volumes_ml
-        "left", "right" and "kidney" (both; their sum where it is left out).
-    comparison
-        What `compare` gave.
-
-    Example
-    -------
-    >>> result_rows({"left": 170.0, "right": 150.0})["Both"]
-    {'volume_ml': 320.0}
-    """
-    volumes = dict(volumes_ml)
-    volumes.setdefault("kidney", sum(volumes.values()))
-    rows = {}
-    for key, name in _ROWS.items():
-        row: dict[str, float | None] = {"volume_ml": volumes.get(key)}
-        if comparison is not None:
-            row["reference_volume_ml"] = comparison["volume_ml"]["reference"].get(key)
-            for column in COLUMNS[2:]:
-                row[column.name] = comparison[column.name].get(key)
-        if any(value is not None for value in row.values()):
-            rows[name] = row
-    return rows
-
-
-def results_table(
-    rows: Mapping[str, Mapping[str, float | None]], table_node: Any = None, scene: Any = None
-) -> Any:
-    """A table node with a row for each structure, rounded as in `results.csv`.
-
-    Parameters
-    ----------
-    rows
-        From the name of a row to its values by the names of `COLUMNS`; a column that no row has
-        a value for is left out, a value that is missing (or None) in a column is NaN.
-    table_node
-        What to fill anew; None for a new node.
-    scene
-        Where to make it; the application's by default.
-
-    Returns
-    -------
-    The vtkMRMLTableNode.
-    """
-    if table_node is None:
-        scene = slicer.mrmlScene if scene is None else scene
-        name = scene.GenerateUniqueName("Kidneys")
-        table_node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)
-    with slicer.util.NodeModify(table_node):
-        table_node.RemoveAllColumns()
-        names = vtk.vtkStringArray()
-        names.SetName("structure")
-        for name in rows:
-            names.InsertNextValue(name)
-        table_node.AddColumn(names)
-        table_node.SetColumnTitle("structure", "Structure")
-        for column in COLUMNS:
-            values = [row.get(column.name) for row in rows.values()]
-            if all(value is None for value in values):
-                continue
-            array = vtk.vtkDoubleArray()
-            array.SetName(column.name)
-            for value in values:
-                array.InsertNextValue(
-                    float("nan") if value is None else round(value, column.decimals)
-                )
-            table_node.AddColumn(array)
-            table_node.SetColumnType(column.name, vtk.VTK_DOUBLE)
-            table_node.SetColumnTitle(column.name, column.title)
-            table_node.SetColumnUnitLabel(column.name, column.unit)
-        table_node.SetUseColumnTitleAsColumnHeader(True)
-        table_node.SetUseFirstColumnAsRowHeader(True)
-    return table_node
-
-
-# --- geometry ---------------------------------------------------------------------------------
-
-_NRRD_TYPES = {"float32": "float", "float64": "double"}
-
-
-class _Grid(NamedTuple):
-    """A straight grid in world coordinates, LPS, in SimpleITK's order of axes."""
-
-    size: tuple[int, int, int]
-    spacing: list[float]
-    origin: list[float]
-    direction: list[list[float]]
-
-    def placed(self, voxels: np.ndarray) -> sitk.Image:
-        """An image of a copy of these voxels (slices, rows, columns as stored)."""
-        return self._place(sitk.GetImageFromArray(voxels))
-
-    def blank(self) -> sitk.Image:
-        """An image of zeros, uint8."""
-        return self._place(sitk.Image(self.size, sitk.sitkUInt8))
-
-    def _place(self, image: sitk.Image) -> sitk.Image:
-        image.SetSpacing(self.spacing)
-        image.SetOrigin(self.origin)
-        image.SetDirection([cosine for row in self.direction for cosine in row])
-        return image
-
-
-def _world_grid(node: Any) -> _Grid:
-    """The grid of a volume node with all its parent transforms.
-
-    Axes that are off right angles by the rounding of a header or the residue of a registration
-    are straightened, as in files.
-    """
-    matrix = _LPS_FROM_RAS @ _to_world(node) @ _ijk_to_ras(node)
-    off = shear_degrees(matrix[:3, :3])
-    if not off <= SHEAR_DEGREES:
-        where = "lies under a transform that shears it" if node.GetParentTransformNode() else (
-            "has axes that are not at right angles"
-        )  # fmt: skip
-        raise InputError(
-            f"{node.GetName()} {where}; resample it to a straight grid (module Resample "
-            "Scalar/Vector/DWI Volume) and choose the result."
-        )
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(matrix[:3, :3] / spacing)
-    extent = node.GetImageData().GetExtent()
-    origin = matrix @ (*extent[::2], 1)
-    columns, rows, slices = node.GetImageData().GetDimensions()
-    return _Grid(
-        (columns, rows, slices), spacing.tolist(), origin[:3].tolist(), (left @ right).tolist()
-    )
-
-
-def _ijk_to_ras(node: Any) -> np.ndarray:
-    matrix = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(matrix)
-    return np.asarray(slicer.util.arrayFromVTKMatrix(matrix))
-
-
-def _to_world(node: Any) -> np.ndarray:
-    """The matrix of all parent transforms of a node, in RAS."""
-    matrix = vtk.vtkMatrix4x4()
-    parent = node.GetParentTransformNode()
-    if parent is not None and not parent.IsTransformToWorldLinear():
-        raise InputError(
-            f"{node.GetName()} lies under a transform that is not linear ({parent.GetName()}); "
-            "harden it (in the Data module, with a right click on the transform) or remove it."
-        )
-    if parent is not None:
-        parent.GetMatrixTransformToWorld(matrix)
-    return np.asarray(slicer.util.arrayFromVTKMatrix(matrix))
-
-
-def _nrrd_vector(values: Sequence[float]) -> str:
-    return f"({','.join(repr(float(value)) for value in values)})"
+def display_of(node: Any) -> Any:
+    """The display node of a segmentation, made where there was none."""
+    node.CreateDefaultDisplayNodes()
+    return node.GetDisplayNode()
 
 
 # --- labels out of nodes ----------------------------------------------------------------------
 
 
-def _kidney_values(segmentation: Any) -> dict[str, int]:
+def kidney_values(segmentation: Any) -> dict[str, int]:
     """Which segments are kidneys, and the label of each; see `labels_image`.
 
     SNOMED CT: 64033007 kidney, 7771000 left, 24028007 right.
@@ -643,7 +352,7 @@ def _kidney_values(segmentation: Any) -> dict[str, int]:
 
 def _segmentation_labels(node: Any, volume_node: Any) -> sitk.Image:
     segmentation = node.GetSegmentation()
-    values = _kidney_values(segmentation)
+    values = kidney_values(segmentation)
     if not values:
         raise InputError(f"{node.GetName()} has no segment; choose a segmentation with kidneys.")
     ids, numbers = vtk.vtkStringArray(), vtk.vtkIntArray()
@@ -660,7 +369,7 @@ def _segmentation_labels(node: Any, volume_node: Any) -> sitk.Image:
             numbers,
         )  # fmt: skip
         empty = all(_is_empty(segmentation.GetSegment(segment_id)) for segment_id in values)
-    grid = _world_grid(volume_node)
+    grid = world_grid(volume_node)
     voxels = vtk_to_numpy(merged.GetPointData().GetScalars()).reshape(grid.size[::-1])
     if not empty and not voxels.any():
         raise _outside(node, volume_node)
@@ -685,8 +394,8 @@ def _label_map_labels(node: Any, volume_node: Any) -> sitk.Image:
             f"{node.GetName()} holds values that are no labels from 0 to 255; choose a label map "
             "of kidneys."
         )
-    labels = _world_grid(node).placed(whole)
-    grid = _world_grid(volume_node)
+    labels = world_grid(node).placed(whole)
+    grid = world_grid(volume_node)
     target = grid.blank()
     if grid_difference(labels, target) is None:
         return grid.placed(sitk.GetArrayViewFromImage(labels))
@@ -703,7 +412,7 @@ def _outside(node: Any, volume_node: Any) -> InputError:
     )
 
 
-def _volume_of(*nodes: Any) -> Any:
+def volume_of(*nodes: Any) -> Any:
     """The volume that the first segmentation node that knows one was made on."""
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     for node in nodes:
@@ -717,7 +426,7 @@ def _volume_of(*nodes: Any) -> Any:
 
 def _layer(labels: sitk.Image, volume_node: Any, segments: Sequence[Segment]) -> Any:
     """The labels as Slicer's image of voxels, cropped, in the volume's local coordinates."""
-    grid = _world_grid(volume_node)
+    grid = world_grid(volume_node)
     difference = grid_difference(labels, grid.blank())
     if difference:
         raise InputError(
@@ -813,71 +522,3 @@ def _file_beside(node: Any, volume_node: Any) -> None:
         above = hierarchy.GetItemParent(above)
     if above != folder:
         hierarchy.SetItemParent(item, folder)
-
-
-# --- display ----------------------------------------------------------------------------------
-
-
-def _display(node: Any) -> Any:
-    node.CreateDefaultDisplayNodes()
-    return node.GetDisplayNode()
-
-
-def _as_segmentation(node: Any, other: Any) -> Any:
-    """The node itself, or for a label map the segmentation that stands for it on the screen."""
-    if node.IsA("vtkMRMLSegmentationNode"):
-        if not node.GetSegmentation().GetNumberOfSegments():
-            raise InputError(f"{node.GetName()} has no segment; choose one with kidneys.")
-        return node
-    stand_in = _stand_in(node)
-    if stand_in is not None:
-        return stand_in
-    volume_node = _volume_of(other)
-    mask = sitk.Cast(labels_image(node, volume_node) > 0, sitk.sitkUInt8)
-    stand_in = place_labels(mask, volume_node, segments=MERGED)
-    stand_in.SetName(f"{node.GetName()} (comparison)")
-    stand_in.SetNodeReferenceID(_STAND_IN_FOR, node.GetID())
-    return stand_in
-
-
-def _stand_in(node: Any) -> Any:
-    scene = node.GetScene()
-    for other in slicer.util.getNodesByClass("vtkMRMLSegmentationNode", scene) if scene else ():
-        if other.GetNodeReference(_STAND_IN_FOR) is node:
-            return other
-    return None
-
-
-def _remember(display: Any, segmentation: Any) -> None:
-    """Keep in the display node how it is, unless it is kept there already."""
-    text = display.GetAttribute(_REMEMBERED)
-    kept = json.loads(text) if text else {"node": {}, "segments": {}}
-    if not kept["node"]:
-        kept["node"] = {name: getattr(display, f"Get{name}")() for name in _NODE_DISPLAY}
-    for segment_id in segmentation.GetSegmentIDs():
-        if segment_id not in kept["segments"]:
-            values = {
-                name: getattr(display, f"GetSegment{name}")(segment_id) for name in _SEGMENT_DISPLAY
-            }
-            override = display.GetSegmentOverrideColor(segment_id)
-            values["OverrideColor"] = [override[axis] for axis in range(3)]
-            kept["segments"][segment_id] = values
-    display.SetAttribute(_REMEMBERED, json.dumps(kept))
-
-
-def _restore(display: Any, segmentation: Any) -> None:
-    text = display.GetAttribute(_REMEMBERED)
-    if not text:
-        return
-    kept = json.loads(text)
-    with slicer.util.NodeModify(display):
-        for name, value in kept["node"].items():
-            getattr(display, f"Set{name}")(value)
-        for segment_id in segmentation.GetSegmentIDs():
-            values = kept["segments"].get(segment_id)
-            if values is None:  # came meanwhile
-                continue
-            for name in _SEGMENT_DISPLAY:
-                getattr(display, f"SetSegment{name}")(segment_id, values[name])
-            display.SetSegmentOverrideColor(segment_id, *values["OverrideColor"])
-        display.RemoveAttribute(_REMEMBERED)

@@ -20,7 +20,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from KidneySegLib import scene
+from KidneySegLib import scene, scenecomparison, scenetable
 from KidneySegLib.errors import Cancelled, KidneySegError
 from KidneySegLib.modelplaces import DEFAULT_MODEL, list_cards, user_folder
 from KidneySegLib.writing import write_json
@@ -113,7 +113,7 @@ class Panel:
             why,
             _("Show the reference in red, the segmentation in blue, and measure how they agree."),
         )
-        ui.compareButton.checked = scene.comparison_shown(segmentation, reference)
+        ui.compareButton.checked = scenecomparison.comparison_shown(segmentation, reference)
         why = "" if self._report() else _("Segment a CT first: there are no results yet.")
         self._allow(ui.saveReportButton, why, _("Save volumes, figures and settings as a file."))
         here = hasattr(slicer.modules, "unettrainer")
@@ -288,7 +288,7 @@ class Panel:
         chosen.segmentation = segmentation
         with self._told():
             self._show_results(report)
-            if scene.comparison_shown(segmentation, chosen.reference):
+            if scenecomparison.comparison_shown(segmentation, chosen.reference):
                 self._show_comparison()
         self.on_line(_log_text(report))
         taken = _time_text(time.monotonic() - self._started)
@@ -337,8 +337,8 @@ class Panel:
 
     def _show_results(self, report: dict[str, Any]) -> None:
         volumes = {side: kidney["volume_ml"] for side, kidney in report["kidneys"].items()}
-        rows = scene.result_rows(volumes, report.get("comparison"))
-        table = scene.results_table(rows, self.parameters.resultsTable)
+        rows = scenetable.result_rows(volumes, report.get("comparison"))
+        table = scenetable.results_table(rows, self.parameters.resultsTable)
         table.SetLocked(True)
         table.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
         self.parameters.resultsTable = table
@@ -359,7 +359,7 @@ class Panel:
                 self._show_comparison()
                 self._compare()
             else:
-                scene.hide_comparison(chosen.segmentation, chosen.reference)
+                scenecomparison.hide_comparison(chosen.segmentation, chosen.reference)
         self.update()
 
     def on_comparison_style(self, value: Any = None) -> None:
@@ -367,13 +367,13 @@ class Panel:
         chosen = self.parameters
         if chosen is None or chosen.reference is None or chosen.segmentation is None:
             return
-        if scene.comparison_shown(chosen.segmentation, chosen.reference):
+        if scenecomparison.comparison_shown(chosen.segmentation, chosen.reference):
             with self._told():
                 self._show_comparison()
 
     def _show_comparison(self) -> None:
         chosen = self.parameters
-        scene.show_comparison(
+        scenecomparison.show_comparison(
             chosen.segmentation,
             chosen.reference,
             outline=self.ui.outlineCheckBox.checked,
