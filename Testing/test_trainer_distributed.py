@@ -19,12 +19,13 @@ from UNetTrainerLib.distributed import (
     processes,
     share_batch_norm,
 )
-from UNetTrainerLib.losses import LOSSES
+from UNetTrainerLib.losses import LOSSES, Loss
 from UNetTrainerLib.options import Options
+from UNetTrainerLib.supervision import DeepSupervision
 
 PROCESSES = 2
 CPU = torch.device("cpu")
-NETWORK = NetworkParameters(features=4, depth=2, dropout=0.0, classes=3)
+NETWORK = NetworkParameters(features=4, depth=3, dropout=0.0, classes=3)
 
 
 def whole_batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -39,17 +40,28 @@ def whole_batch() -> tuple[Tensor, Tensor, Tensor]:
     return slices, labels, 0.5 + torch.rand(6, 16, 16, generator=generator)
 
 
+class Learner(nn.Module):
+    """A network and its coarser levels' heads, as a training step asks them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = build(NETWORK)
+        self.supervision = DeepSupervision(self.network, 0.5)
+
+    def forward(self, loss: Loss, slices: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        truth = gathered(labels), gathered(weights)
+        return loss(gathered(self.network(slices)), *truth) + self.supervision(loss, *truth)
+
+
 def step(name: str, rank: int, processes: int) -> dict[str, Tensor]:
     """Loss, gradients and batch norm's statistics after one pass in this process."""
     torch.manual_seed(1)
-    network: nn.Module = build(NETWORK).train()
-    inner = network
+    learner: nn.Module = Learner().train()
+    inner = learner
     if processes > 1:
-        share_batch_norm(network, CPU)
-        network = DistributedDataParallel(network, broadcast_buffers=False)
-    slices, labels, weights = (part[rank::processes] for part in whole_batch())
-    logits = network(slices)
-    loss = LOSSES[name](gathered(logits), gathered(labels), gathered(weights))
+        share_batch_norm(learner, CPU)
+        learner = DistributedDataParallel(learner, broadcast_buffers=False)
+    loss = learner(LOSSES[name], *(part[rank::processes] for part in whole_batch()))
     (loss * processes).backward()
     found = {f"gradient.{key}": value.grad for key, value in inner.named_parameters()}
     found |= {f"buffer.{key}": value for key, value in inner.named_buffers()}
@@ -90,7 +102,8 @@ def results(tmp_path_factory) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("name", LOSSES)
 def test_two_processes_have_the_loss_gradients_and_statistics_of_one(results, name):
     expected = step(name, 0, 1)
-    assert expected["gradient.encoder.0.conv1.weight"].abs().max() > 1e-4
+    assert expected["gradient.network.encoder.0.conv1.weight"].abs().max() > 1e-4
+    assert expected["gradient.supervision.heads.0.weight"].abs().max() > 1e-4
     for result in results:
         for key, value in expected.items():
             torch.testing.assert_close(
@@ -124,7 +137,7 @@ def test_shared_batch_norm_keeps_the_keys_and_is_the_same_alone():
     keys = list(network.state_dict())
     share_batch_norm(network, CPU)
     assert list(network.state_dict()) == keys
-    assert sum(isinstance(module, SharedBatchNorm2d) for module in network.modules()) == 6
+    assert sum(isinstance(module, SharedBatchNorm2d) for module in network.modules()) == 10
     x = torch.randn(2, 1, 16, 16)
     for mode in (True, False):
         torch.testing.assert_close(network.train(mode)(x), plain.train(mode)(x), rtol=0, atol=0)

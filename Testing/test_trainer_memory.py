@@ -60,6 +60,7 @@ def test_more_of_anything_needs_more_memory():
         {"rows": 128},
         {"context_slices": 31},
         {"classes": "kidney-tumour"},
+        {"deep_supervision": 0.5},
     ):
         assert bytes_needed(options(**more)) > plain, more
     for less in (

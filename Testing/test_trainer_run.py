@@ -157,11 +157,13 @@ def test_trains_a_model_that_segments_and_leaves_what_a_user_looks_for(
     assert array.shape == to_axial(result.scan.image)[0].shape
 
 
+@pytest.mark.parametrize("deep_supervision", [0.0, 0.5])
 def test_a_broken_run_resumes_to_the_same_losses_as_an_unbroken_one(
-    case_folders: Path, tmp_path: Path
+    case_folders: Path, tmp_path: Path, deep_supervision: float
 ) -> None:
     def options(name: str, **choices: Any) -> Options:
         settled = {"epochs": 4, "steps": 3, "dropout": 0.4, "cache": str(tmp_path / "cache")}
+        settled["deep_supervision"] = deep_supervision
         return tiny(case_folders, tmp_path / name, name="m", **{**settled, **choices})
 
     train(options("whole"))
@@ -388,6 +390,8 @@ def test_colour_pictures_train_without_any_volume(tmp_path: Path) -> None:
         {"loss": "weighted-ce", "crop": 32, "augment": "light"},
         {"loss": "generalized-dice-ce", "steps": 0, "averaging": 0.0, "keep": "last"},
         {"precision": "bf16", "context_slices": 3, "workers": 1},
+        {"deep_supervision": 0.5, "depth": 4, "averaging": 0.0},
+        {"deep_supervision": 0.9, "no_padding": True, "rows": 40, "columns": 56},
         {"preset": "kits19-paper", "features": 4, "depth": 3, "rows": 64, "columns": 64},
     ],
     ids=lambda choices: "-".join(map(str, choices.values())),

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, KidneySegError
 from KidneySegLib.model import Model
+from KidneySegLib.network import UNet
 from KidneySegLib.writing import atomic
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.checkpoint import BEST, LAST, RUN
@@ -33,6 +34,7 @@ from UNetTrainerLib.losses import LOSSES
 from UNetTrainerLib.optimizers import build_optimizer, build_schedule
 from UNetTrainerLib.options import Options
 from UNetTrainerLib.progress import Progress
+from UNetTrainerLib.supervision import DeepSupervision
 from UNetTrainerLib.validation import CaseScore, Scores, score_case
 
 Row = dict[str, Any]
@@ -51,7 +53,7 @@ class Training(pl.LightningModule):
         self,
         options: Options,
         model: Model,
-        network: nn.Module,
+        network: UNet,
         training: Sequence[CachedCase],
         validation: Sequence[CachedCase],
         settings: dict[str, Any],
@@ -67,6 +69,9 @@ class Training(pl.LightningModule):
                 network, avg_fn=averaged(options.averaging), use_buffers=True
             ).requires_grad_(False)
         self.loss = LOSSES[options.loss]
+        self.supervision: DeepSupervision | None = None
+        if options.deep_supervision:  # after the average, whose copy is not to be watched
+            self.supervision = DeepSupervision(network, options.deep_supervision)
         self.training_cases = training
         self.validation_cases = validation
         self.settings = settings
@@ -86,7 +91,9 @@ class Training(pl.LightningModule):
         return self.network if self.average is None else self.average.module
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(self.options, self.network.parameters())
+        own = [self.network, *([self.supervision] if self.supervision else [])]
+        moved = [parameter for part in own for parameter in part.parameters()]
+        optimizer = build_optimizer(self.options, moved)
         self.schedule = build_schedule(self.options, optimizer, self.steps)
         return optimizer
 
@@ -102,21 +109,25 @@ class Training(pl.LightningModule):
         self._started = time.monotonic()
         self._losses.clear()
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int
+    ) -> dict[str, Tensor]:
         slices, labels, weights, numbers = batch
         torch.manual_seed(
             _seed(self.options.seed, self.current_epoch, index, self.global_rank)
         )  # of dropout
         logits = self.network(slices.to(memory_format=torch.channels_last))
         with torch.autocast(logits.device.type, enabled=False):
-            whole = gathered(logits.float()), gathered(labels)
-            loss = self.loss(*whole, gathered(weights) if weights.numel() else None)
+            labels = gathered(labels)
+            weighted = gathered(weights) if weights.numel() else None
+            loss = self.loss(gathered(logits.float()), labels, weighted)
+            coarser = self.supervision(self.loss, labels, weighted) if self.supervision else 0.0
         if not torch.isfinite(loss):
             raise KidneySegError(self._not_finite(slices, logits, numbers))
         self._losses.append(loss.detach())
         # Every process computes the loss of the whole batch; the mean of their gradients, each of
         # its own slices alone, is that divided by the number of processes.
-        return loss * self.trainer.world_size
+        return {"loss": (loss + coarser) * self.trainer.world_size, "told": loss.detach()}
 
     def _not_finite(self, slices: Tensor, logits: Tensor, numbers: Tensor) -> str:
         broken = [
@@ -292,7 +303,7 @@ class Teller(Callback):
             int(trainer.max_epochs or 0),
             batch_idx + 1,
             pl_module.steps,
-            float(outputs["loss"]) / trainer.world_size,
+            float(outputs["told"]),
             dice if math.isfinite(dice) else None,
         )
 

@@ -18,6 +18,7 @@ from KidneySegLib.backends.torchbackend import choose_precision
 from KidneySegLib.errors import UsageError
 from KidneySegLib.network import build, count_parameters, margin
 from UNetTrainerLib.options import Options
+from UNetTrainerLib.supervision import coarser_levels
 
 # Beside what is kept, the backward pass holds about this many tensors of the largest size, and the
 # libraries take a fixed room for kernels and buffers.
@@ -140,6 +141,7 @@ def _cost(options: Options, device: torch.device) -> _Cost:
     inputs = channels * (rows + border) * (columns + border) * 4 + pixels * 12
     # Every process computes the loss of the whole batch.
     loss = pixels * parameters.classes * LOSS_BYTES * options.processes
+    loss *= 1 + (coarser_levels(parameters.depth) if options.deep_supervision else 0)
     copies = 2 + _STATES.get(options.optimizer, 2)  # weights, gradients, the optimiser's state
     copies += options.averaging > 0
     copies += options.processes > 1  # gradients on their way to the others

@@ -132,6 +132,9 @@ class Options:
         0, LEARNING, "stop after so many epochs without a better validation; 0: never", "N"
     )
     loss: str = option("generalized-dice", LEARNING, "loss function", choices=LOSSES)
+    deep_supervision: float = option(
+        0.0, LEARNING, "share of the loss that coarser levels have as well; 0: none", "X"
+    )
     augment: str = option(
         "full", LEARNING, "random changes of the slices", choices=tuple(AUGMENTATIONS)
     )
@@ -226,6 +229,10 @@ class Options:
             )
         if self.early_stopping and self.split == "folds" and self.folds == 0:
             raise UsageError("--early-stopping needs cases that validate; give --folds 2 or more.")
+        if self.deep_supervision and self.depth < 3:
+            raise UsageError(
+                "--deep-supervision is for networks with coarser levels; give --depth 3 or more."
+            )
         multiple = 2 ** (self.depth - 1)
         for name in ("crop",) if self.crop else ("rows", "columns"):
             if not self.no_padding and getattr(self, name) % multiple:
@@ -312,7 +319,9 @@ _AT_LEAST = {
     "workers": -1,
     "seed": 0,
 }
-_SHARES = ("extra_share", "averaging", "dropout", "foreground", "around", "blend")
+_SHARES = (
+    "extra_share", "averaging", "dropout", "foreground", "around", "blend", "deep_supervision",
+)  # fmt: skip
 
 # The KiTS19 U-Net's published choices. Its numbers of epochs and of slices a batch are not among
 # them, nor is where the best state is judged: those stay with the user.
@@ -342,6 +351,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss": "generalized-dice",
         "augment": "none",
         "averaging": 0.0,
+        "deep_supervision": 0.0,
         "clip_norm": 0.0,
         "extra_share": 0.0,
     },
