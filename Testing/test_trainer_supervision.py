@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from KidneySegLib.errors import UsageError
 from KidneySegLib.network import NetworkParameters, UNet, build
@@ -49,18 +49,19 @@ def test_the_coarser_levels_learn_from_it_and_the_finest_does_not():
 
 @pytest.mark.parametrize("padding", [True, False], ids=["padded", "unpadded"])
 def test_a_level_answers_for_the_very_pixels_that_are_labelled(padding):
-    """The head of a level sees 1 in the middle of the slice: so do the logits, and in its place."""
+    """Where the level sees something, a pixel of 2x2 of the slice, its logits are largest."""
     unet = network(depth=3, padding=padding).train()
+    wide: list[tuple[int, ...]] = []
+
+    def spotted(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        wide.append(tuple(output.shape[-2:]))
+        spot = torch.zeros_like(output)
+        spot[:, :, 20, 30] = 1
+        return spot
+
+    unet.decoder[-2].register_forward_hook(spotted)
     supervision = DeepSupervision(unet, 0.5)
-    rows, columns = unet(torch.randn(2, 1, 92, 108)).shape[-2:]
-    block = unet.decoder[-2]
-    spot = torch.zeros(
-        2, 8, *block(torch.randn(2, 16, rows // 2 + 12, columns // 2 + 12)).shape[-2:]
-    )
-    middle = [length // 2 for length in spot.shape[-2:]]
-    spot[:, :, middle[0], middle[1]] = 1
-    for hook in block._forward_hooks.values():
-        hook(block, (), spot)
+    shape = unet(torch.randn(2, 1, 92, 108)).shape[-2:]
     with torch.no_grad():
         for parameter in supervision.heads.parameters():
             parameter.fill_(1.0)
@@ -70,15 +71,12 @@ def test_a_level_answers_for_the_very_pixels_that_are_labelled(padding):
         seen.append(logits)
         return logits.sum()
 
-    supervision(keep, torch.zeros(2, rows, columns, dtype=torch.long))
-    (logits,) = seen
-    assert logits.shape == (2, 2, rows, columns)
-    brightest = torch.nonzero(logits[0, 0] == logits[0, 0].max()).float().mean(0)
-    expected = [
-        2 * at + 0.5 - (2 * n - m) // 2
-        for at, n, m in zip(middle, spot.shape[-2:], (rows, columns), strict=True)
-    ]
-    assert brightest.tolist() == expected
+    supervision(keep, torch.zeros(2, *shape, dtype=torch.long))
+    assert seen[0].shape == (2, 2, *shape)
+    place = torch.nonzero(seen[0][0, 0] == seen[0].max()).float().mean(0)
+    left_out = [(2 * level - own) // 2 for level, own in zip(wide[0], shape, strict=True)]
+    assert left_out == ([0, 0] if padding else [2, 2])
+    assert place.tolist() == [2 * 20 + 0.5 - left_out[0], 2 * 30 + 0.5 - left_out[1]]
 
 
 def test_a_network_that_does_not_train_is_not_watched():
