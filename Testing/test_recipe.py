@@ -15,8 +15,10 @@ from KidneySegLib.phantom import write_cases
 pytest.importorskip("lightning", reason="training needs the package lightning")
 
 from UNetTrainerLib import recipe as room
+from UNetTrainerLib.options import resolve
 from UNetTrainerLib.recipe import HeldOut, cross_validate, follow, markdown, read_recipe
 
+RECIPES = sorted((Path(__file__).parent.parent / "docs" / "recipes").glob("*.json"))
 TINY: dict[str, Any] = {
     "epochs": 1, "steps": 2, "batch_size": 2, "features": 4, "depth": 3, "context_slices": 1,
     "slice_mm": 8.0, "workers": 0, "precision": "32", "device": "cpu",
@@ -131,6 +133,14 @@ def test_a_file_that_is_no_recipe_is_refused_with_its_name(tmp_path: Path) -> No
 def test_a_recipe_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"There is no recipe .*none\.json"):
         read_recipe(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_that_come_with_the_project_can_be_followed(path: Path) -> None:
+    """Every choice of theirs is one that the trainer takes today."""
+    for stage in read_recipe(path).stages.values():
+        # A model to go on from is there once the stage before has ended.
+        resolve({name: value for name, value in stage.items() if name != "init_from"})
 
 
 def held_out(patient: str, dice: float | None, **more: Any) -> HeldOut:
