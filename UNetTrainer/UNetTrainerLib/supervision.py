@@ -6,6 +6,8 @@ convolution each, count in the loss alone; nothing of them ships.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,7 +44,9 @@ class DeepSupervision(nn.Module):
             self.heads.append(nn.Conv2d(features, parameters.classes, 1))
             network.decoder[-1 - level].register_forward_hook(self._watch(level))
 
-    def _watch(self, level: int):  # type: ignore[no-untyped-def]
+    def _watch(self, level: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        """A hook that remembers what a level of the decoder gave."""
+
         def keep(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if block.training:
                 self._seen[level] = output
