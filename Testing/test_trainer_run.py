@@ -29,6 +29,8 @@ from KidneySegLib.segment import segment
 
 pytest.importorskip("lightning", reason="training needs the package lightning")
 
+from torch.optim.swa_utils import AveragedModel
+
 from UNetTrainerLib.checkpoint import BEST, LAST, SafetensorsIO
 from UNetTrainerLib.loop import averaged
 from UNetTrainerLib.options import Options, flag, resolve
@@ -484,9 +486,29 @@ def test_a_checkpoint_holds_no_pickle_and_comes_back_as_it_was(tmp_path: Path) -
 
 def test_averaged_weights_follow_first_and_settle_later() -> None:
     update = averaged(0.99)
-    assert update(torch.tensor(0.0), torch.tensor(1.0), 0).item() == pytest.approx(0.9)
-    late = update(torch.tensor(0.0), torch.tensor(1.0), 10_000).item()
-    assert late == pytest.approx(0.01)
+    early, late = torch.zeros(2), torch.zeros(2)
+    update([early, torch.ones(1)], [torch.tensor([1.0, 2.0]), torch.ones(1)], 0)
+    assert early.tolist() == pytest.approx([0.9, 1.8])
+    update([late], [torch.ones(2)], torch.tensor(10_000))
+    assert late.tolist() == pytest.approx([0.01, 0.01])
+    batches = torch.tensor(7)
+    update([batches], [torch.tensor(9)], 0)
+    assert batches.item() == 8  # whole numbers stay whole
+
+
+def test_what_validates_is_the_average_of_the_weights_and_of_the_statistics() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    average = AveragedModel(network, multi_avg_fn=averaged(0.5), use_buffers=True)
+    average.update_parameters(network)  # the first one is taken as it is
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            value.add_(4)
+    average.update_parameters(network)
+    rate = 9 / 11
+    for name, value in average.module.state_dict().items():
+        expected = before[name] + 4 * rate
+        assert torch.allclose(value, expected.to(value.dtype)), name
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import Cancelled, KidneySegError
@@ -38,6 +38,7 @@ from UNetTrainerLib.supervision import DeepSupervision
 from UNetTrainerLib.validation import CaseScore, Scores, score_case
 
 Row = dict[str, Any]
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Training(pl.LightningModule):
@@ -66,7 +67,7 @@ class Training(pl.LightningModule):
         self.average: AveragedModel | None = None
         if options.averaging:
             self.average = AveragedModel(
-                network, avg_fn=averaged(options.averaging), use_buffers=True
+                network, multi_avg_fn=averaged(options.averaging), use_buffers=True
             ).requires_grad_(False)
         self.loss = LOSSES[options.loss]
         self.supervision: DeepSupervision | None = None
@@ -206,16 +207,17 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def averaged(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def averaged(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Exponential average of weights that forgets the untrained ones first.
 
     The decay rises as ``(1 + n) / (10 + n)`` up to ``decay``, so that early averages follow the
-    network instead of its initial state.
+    network instead of its initial state. All tensors of a kind are moved at once, and the count is
+    read once for them: a GPU is waited for a few times a step and not once for every tensor.
     """
 
-    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        rate = max(1 - decay, 9 / (10 + int(count)))
-        return average + (current - average) * rate
+    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
+        now = min(decay, 1 - 9 / (10 + int(count)))
+        get_ema_multi_avg_fn(now)(averages, current, count)
 
     return update
 
