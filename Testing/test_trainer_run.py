@@ -519,6 +519,7 @@ def test_what_validates_is_the_average_of_the_weights_and_of_the_statistics() ->
         ({"fold": 5}, "no fold 5 of 5"),
         ({"extra_share": 1.0}, "--extra-share"),
         ({"lr": 0.0}, "--lr"),
+        ({"threshold": 1.0}, "--threshold"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"lr": 1e-4, "min_lr": 1e-3}, "--min-lr"),
         ({"rows": 100}, "--rows must be a multiple of 16"),

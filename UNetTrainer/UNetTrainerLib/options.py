@@ -160,6 +160,7 @@ class Options:
     views: tuple[str, ...] = option(
         (), RUN, "with a --finder, the models of other views to answer with", "NAME|FOLDER"
     )
+    threshold: float = option(0.5, RUN, "probability from which on a pixel is kidney", "X")
     resume: bool = option(False, RUN, "go on after the last finished epoch in the output")
     keep: str = option("best", RUN, "which epoch's weights ship", choices=("best", "last"))
     half_weights: bool = option(
@@ -175,6 +176,8 @@ class Options:
         for name in _SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{flag(name)} must be at least 0 and below 1.")
+        if not 0 < self.threshold < 1:
+            raise UsageError("--threshold must lie between 0 and 1.")
         for choice in fields(self):
             allowed = choice.metadata["choices"]
             if allowed and getattr(self, choice.name) not in allowed:

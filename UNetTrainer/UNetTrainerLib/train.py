@@ -105,6 +105,7 @@ def train(
         network=options.network_parameters,
         preprocessing=options.preprocessing,
         labels=options.labels,
+        threshold=options.threshold,
         finder=finder,
         search=None if finder is None else Search(wide=options.wide, blend=options.blend),
         views=views,
@@ -301,7 +302,7 @@ def settings(options: Options, data: Data) -> dict[str, Any]:
     free = (
         "data", "extra", "output", "cache", "resume", "device", "devices", "nodes", "workers",
         "check_only", "skip_bad", "install", "progress", "split", "folds", "fold", "preset",
-        "init_from", "finder", "views", "half_weights",
+        "init_from", "finder", "views", "threshold", "half_weights",
     )  # fmt: skip
     choices = {name: value for name, value in asdict(options).items() if name not in free}
     parts = {"training": data.training, "validation": data.validation, "extra": data.extra}
