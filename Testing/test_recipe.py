@@ -60,12 +60,20 @@ def test_a_recipe_ends_in_a_model_that_holds_its_finder(cases: Path, tmp_path: P
 
 def test_stages_of_other_views_answer_together_with_the_last(cases: Path, tmp_path: Path) -> None:
     side = {"name": "side", **TINY, "view": "coronal", "pixel_mm": 6.0, "crop": 32, "around": 0.8}
-    last = {**CLOSE, "prior": False, "blend": 0.0, "views": ["side"], "threshold": 0.4}
+    last = {
+        **CLOSE,
+        "prior": False,
+        "blend": 0.0,
+        "views": ["side"],
+        "threshold": 0.4,
+        "margin_mm": 31,
+    }
     recipe = read_recipe(written(tmp_path, [FINDER, side, last]))
     model = follow(recipe, [str(cases)], tmp_path / "run")
     (view,) = model.views
     assert view.preprocessing.view == "coronal" and view.preprocessing.pixel_mm == 6.0
     assert (model.threshold, view.threshold) == (0.4, 0.5)
+    assert model.search is not None and model.search.margin_mm == 31
     options = model.card["training"]["options"]
     assert (options["finder"], options["views"]) == ("finder", ["side"]), "no paths of a machine"
     assert str(tmp_path) not in (model.folder / "model.json").read_text()

@@ -520,6 +520,7 @@ def test_what_validates_is_the_average_of_the_weights_and_of_the_statistics() ->
         ({"extra_share": 1.0}, "--extra-share"),
         ({"lr": 0.0}, "--lr"),
         ({"threshold": 1.0}, "--threshold"),
+        ({"margin_mm": -1.0}, "--margin-mm must be at least 0"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"lr": 1e-4, "min_lr": 1e-3}, "--min-lr"),
         ({"rows": 100}, "--rows must be a multiple of 16"),

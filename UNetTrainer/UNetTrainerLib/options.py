@@ -155,6 +155,9 @@ class Options:
     )
     init_from: str = option("", RUN, "fine-tune this model, in its own shape", "NAME|FOLDER")
     finder: str = option("", RUN, "this model shows the new one where to look", "NAME|FOLDER")
+    margin_mm: float = option(
+        25.0, RUN, "with a --finder, how far around what it found to look", "X"
+    )
     wide: bool = option(False, RUN, "with a --finder, look at the whole slices too: slower, surer")
     blend: float = option(0.0, RUN, "share of the finder's own answer in the mean of both", "X")
     views: tuple[str, ...] = option(
@@ -299,6 +302,7 @@ class Options:
 
 
 _AT_LEAST = {
+    "margin_mm": 0,
     "folds": 0,
     "fold": 0,
     "in_channels": 1,

@@ -107,7 +107,7 @@ def train(
         labels=options.labels,
         threshold=options.threshold,
         finder=finder,
-        search=None if finder is None else Search(wide=options.wide, blend=options.blend),
+        search=search_of(options) if finder else None,
         views=views,
         smallest_kidney_ml=smallest_kidney_ml(
             (item.labels() > 0, item.spacing_mm) for item in data.training if not item.case.is_slice
@@ -173,6 +173,11 @@ def train(
         finished = install(finished)
         progress.line(f"installed as {finished.name}")
     return finished
+
+
+def search_of(options: Options) -> Search:
+    """How the model looks where its finder points."""
+    return Search(margin_mm=options.margin_mm, wide=options.wide, blend=options.blend)
 
 
 def stored_in_half(model: Model) -> Model:
@@ -302,7 +307,7 @@ def settings(options: Options, data: Data) -> dict[str, Any]:
     free = (
         "data", "extra", "output", "cache", "resume", "device", "devices", "nodes", "workers",
         "check_only", "skip_bad", "install", "progress", "split", "folds", "fold", "preset",
-        "init_from", "finder", "views", "threshold", "half_weights",
+        "init_from", "finder", "margin_mm", "views", "threshold", "half_weights",
     )  # fmt: skip
     choices = {name: value for name, value in asdict(options).items() if name not in free}
     parts = {"training": data.training, "validation": data.validation, "extra": data.extra}
