@@ -199,6 +199,14 @@ def test_bowel_that_hangs_on_a_sure_kidney_and_is_hardly_believed_is_dropped() -
     assert np.array_equal(find_kidneys(given, patient.grid, patient.ct).labels, found.labels)
 
 
+def test_what_hangs_on_a_sure_kidney_and_is_rather_believed_stays() -> None:
+    """As parts of a pole beside a cyst are, by more than one view."""
+    patient, probability, bowel = with_a_lump(0.97, 20)
+    probability[bowel] = 0.65
+    found = find_kidneys(probability, patient.grid, patient.ct)
+    assert (found.labels == RIGHT)[bowel].all()
+
+
 def test_a_crumb_that_only_a_dropped_lump_joins_to_the_kidney_goes_with_it() -> None:
     patient, probability, bowel = with_a_lump(0.97, 30)
     probability[patient.at((-60, 25, -105), (6, 6, 6))] = 0.9
