@@ -341,3 +341,16 @@ def test_a_finders_answer_reaches_the_network_as_the_last_channel_of_its_own_sli
     np.testing.assert_allclose(answer, prior, atol=1e-3)
     mirrored = predict(working, 3.0, Backend(), prior=prior, mirror=True)
     np.testing.assert_allclose(mirrored, prior, atol=1e-3)
+
+
+def test_probabilities_too_small_for_halves_are_rounded_the_fast_way(make):
+    """NumPy reports an underflow for each of them, which took longer than the network."""
+    backend = make()
+    with torch.no_grad():
+        backend.network.head.bias += torch.tensor([8.0, -8.0])
+    working = slices((2, 32, 32))
+    expected = straight(backend, working)
+    assert 0 < np.median(expected) < 1e-5
+    with np.errstate(under="raise"):
+        got = predict(working, 3.0, backend)
+    np.testing.assert_allclose(got, expected, atol=1e-7, rtol=2**-10)
