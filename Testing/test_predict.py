@@ -344,7 +344,7 @@ def test_a_finders_answer_reaches_the_network_as_the_last_channel_of_its_own_sli
 
 
 def test_probabilities_too_small_for_halves_are_rounded_the_fast_way(make):
-    """NumPy reports an underflow for each of them, which took longer than the network."""
+    """The slow way, one by one, NumPy reports an underflow."""
     backend = make()
     with torch.no_grad():
         backend.network.head.bias += torch.tensor([8.0, -8.0])

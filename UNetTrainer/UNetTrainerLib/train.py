@@ -107,7 +107,9 @@ def train(
         labels=options.labels,
         threshold=options.threshold,
         finder=finder,
-        search=search_of(options) if finder else None,
+        search=None
+        if finder is None
+        else Search(margin_mm=options.margin_mm, wide=options.wide, blend=options.blend),
         views=views,
         smallest_kidney_ml=smallest_kidney_ml(
             (item.labels() > 0, item.spacing_mm) for item in data.training if not item.case.is_slice
@@ -173,11 +175,6 @@ def train(
         finished = install(finished)
         progress.line(f"installed as {finished.name}")
     return finished
-
-
-def search_of(options: Options) -> Search:
-    """How the model looks where its finder points."""
-    return Search(margin_mm=options.margin_mm, wide=options.wide, blend=options.blend)
 
 
 def stored_in_half(model: Model) -> Model:
