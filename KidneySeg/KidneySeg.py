@@ -93,6 +93,7 @@ class KidneySegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     panel = None
     _parameterNode = None
     _guiTag = None
+    _sceneChanged = False
 
     def setup(self):
         super().setup()
@@ -125,15 +126,22 @@ class KidneySegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneChanged(self, caller, event):
         """A scene was closed or loaded: show its choices, now or when the module is opened."""
+        self._sceneChanged = True
         if self.parent.isEntered:
             self.initializeParameterNode()
 
     def initializeParameterNode(self):
         """Show the scene's choices; take its first volume where none is chosen."""
-        self.setParameterNode(self.logic.getParameterNode())
+        # Not one more wrapper each time: they observe the node for as long as the module lives.
+        if self._parameterNode is None or self._sceneChanged:
+            self.setParameterNode(self.logic.getParameterNode())
+            self._sceneChanged = False
+        else:
+            self.panel.set_parameters(self._parameterNode)
         if self._parameterNode.inputVolume is None:
             for volume in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
-                if volume.GetClassName() == "vtkMRMLScalarVolumeNode":  # and no label map
+                label = volume.GetClassName() != "vtkMRMLScalarVolumeNode"
+                if not label and not volume.GetHideFromEditors():
                     self._parameterNode.inputVolume = volume
                     break
 
@@ -323,6 +331,7 @@ class KidneySegTest(ScriptedLoadableModuleTest):
 
         volume, reference = self.generateCase()
         logic = KidneySegLogic()
+        logic.installRequirements(ask=False)  # in testing mode nobody could answer
         steps = []
         self.delayDisplay("Segmenting a generated CT")
         node = logic.segment(volume, progress=lambda share, step: steps.append(step))

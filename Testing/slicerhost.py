@@ -178,7 +178,7 @@ class Application:
             module=lambda name: getattr(self._slicer.modules, name.lower(), None)
         )
 
-    def processEvents(self) -> None:
+    def processEvents(self, flags: int = 0) -> None:
         """There is no event loop."""
 
     def pauseRender(self) -> None:

@@ -47,6 +47,17 @@ def voxels(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
+def test_on_windows_files_of_any_name_are_opened(monkeypatch):
+    """There the C library takes the UTF-8 of ITK for the code page of the machine."""
+    asked: list[tuple[int, str]] = []
+    monkeypatch.setattr(cli.locale, "setlocale", lambda *given: asked.append(given))
+    cli.main(["models"])
+    assert asked == []
+    monkeypatch.setattr(cli.sys, "platform", "win32")
+    cli.paths_in_utf8()
+    assert asked == [(cli.locale.LC_CTYPE, ".UTF8")]
+
+
 # --- One CT -----------------------------------------------------------------------------------
 
 

@@ -238,6 +238,13 @@ def test_in_a_batch_no_dialog_opens(slicer):
     assert not options["show_progress"]
 
 
+def test_a_slicer_that_is_too_old_says_so(slicer, monkeypatch):
+    slicer()
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
+    with pytest.raises(KidneySegError, match=r"install 3D Slicer 5\\.12 or later"):
+        ensure(SlicerInstaller(), ["there>=1"])
+
+
 def test_slicer_is_asked_what_is_there(slicer):
     slicer()
     assert SlicerInstaller().has("there>=1")

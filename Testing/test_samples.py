@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import types
 from pathlib import Path
@@ -32,6 +33,15 @@ class SampleDataLogic:
     sources: ClassVar[dict[str, list[SampleDataSource]]] = {}
     titles: ClassVar[dict[str, str]] = {}
     asked_for: ClassVar[list[str]] = []
+    cache: ClassVar[Path]
+    broken: ClassVar[set[str]] = set()  # sites that cut a download short
+
+    def __init__(self, logMessage=None):
+        if logMessage:
+            self.logMessage = logMessage
+
+    def logMessage(self, message, logLevel=logging.DEBUG):
+        pass
 
     @staticmethod
     def registerCustomSampleDataCategory(category, title):
@@ -57,14 +67,24 @@ class SampleDataLogic:
             "VolumeFile": slicer.util.loadVolume,
             "SegmentationFile": slicer.util.loadSegmentation,
         }
-        return load[fileType](uri, {"name": name})
+        return load[fileType](uri, {"name": name, **(fileProperties or {})})
 
     def downloadFromURL(
         self, uris=None, fileNames=None, nodeNames=None, checksums=None, loadFiles=None,
         customDownloader=None, loadFileTypes=None, loadFileProperties=None, forceDownload=False,
     ):  # fmt: skip
-        SampleDataLogic.asked_for.append(uris)
-        return [(fileNames, nodeNames, loadFileTypes, loadFileProperties)]
+        assert loadFiles is False
+        path = SampleDataLogic.cache / fileNames
+        if not path.is_file():
+            SampleDataLogic.asked_for.append(uris)
+            self.logMessage(f"<i>Downloaded 1 MB of {fileNames}</i>")
+            if uris.split("/")[2] in SampleDataLogic.broken:
+                path.write_bytes(b"half")
+                self.logMessage("Download failed", logging.ERROR)
+                return []
+            voxels = sitk.Image(3, 4, 5, sitk.sitkInt16)
+            sitk.WriteImage(voxels, str(path))
+        return [str(path)]
 
 
 @pytest.fixture
@@ -76,7 +96,17 @@ def samples(slicer_scene, monkeypatch, tmp_path):
     module = types.ModuleType("SampleData")
     module.SampleDataLogic = SampleDataLogic
     monkeypatch.setitem(sys.modules, "SampleData", module)
-    for kept in (SampleDataLogic.sources, SampleDataLogic.titles, SampleDataLogic.asked_for):
+    qt = types.ModuleType("qt")
+    qt.Qt = types.SimpleNamespace(ApplicationModal=2)
+    qt.QEventLoop = types.SimpleNamespace(ExcludeUserInputEvents=1)
+    monkeypatch.setitem(sys.modules, "qt", qt)
+    monkeypatch.setattr(SampleDataLogic, "cache", tmp_path, raising=False)
+    for kept in (
+        SampleDataLogic.sources,
+        SampleDataLogic.titles,
+        SampleDataLogic.asked_for,
+        SampleDataLogic.broken,
+    ):
         kept.clear()
     monkeypatch.setattr(slicer_scene.util, "mainWindow", lambda: None)
     monkeypatch.delitem(sys.modules, "KidneySegLib.samples", raising=False)
@@ -93,6 +123,11 @@ class Window:
         self.shown: list[int] = []
         self.cancel_at = cancel_at
         self.closed = False
+        self.told: list[str] = []
+
+    def opened(self, given):
+        self.given = given
+        return self
 
     @property
     def wasCanceled(self) -> bool:
@@ -113,7 +148,12 @@ def window(samples, slicer_scene, monkeypatch):
     """Slicer with its main window and somebody in front of it."""
     window = Window()
     monkeypatch.setattr(slicer_scene.util, "mainWindow", object)
-    monkeypatch.setattr(slicer_scene.util, "createProgressDialog", lambda **given: window)
+    monkeypatch.setattr(
+        slicer_scene.util, "createProgressDialog", lambda **given: window.opened(given)
+    )
+    monkeypatch.setattr(
+        slicer_scene.util, "showStatusMessage", lambda text, duration=0: window.told.append(text)
+    )
     monkeypatch.setattr(slicer_scene.app, "testingEnabled", lambda: False)
     return window
 
@@ -173,6 +213,7 @@ def test_a_ct_that_is_there_already_is_not_made_again(samples, tmp_path, monkeyp
 def test_progress_is_shown_and_the_window_closed(samples, window):
     samples.load_generated_ct()
     assert window.shown == sorted(window.shown) and window.shown[-1] == 100 and window.closed
+    assert window.given["windowModality"]  # no second click meanwhile
 
 
 def test_cancel_leaves_nothing(samples, window, tmp_path):
@@ -232,8 +273,26 @@ def test_the_terms_are_shown_before_the_download(samples, window, asked):
         "huggingface.co",
         "github.com",
     ]
-    assert [kind for _, _, kind, _ in loaded] == ["VolumeFile", "VolumeFile"]
-    assert [properties for *_, properties in loaded] == [{}, {"labelmap": True}]
+    assert [node.GetClassName() for node in loaded] == [
+        "vtkMRMLScalarVolumeNode",
+        "vtkMRMLLabelMapVolumeNode",
+    ]
+    assert window.told[0] == "Downloaded 1 MB of KiTS19-case_00009-imaging.nii.gz"
+
+
+@pytest.mark.parametrize("broken", ["huggingface.co", "github.com"])
+def test_a_download_that_fails_says_so_and_leaves_no_half(
+    samples, window, asked, slicer_scene, monkeypatch, tmp_path, broken
+):
+    """Slicer's own download only logs it, and takes half a file for a whole one the next time."""
+    asked.answer = True
+    shown: list[str] = []
+    monkeypatch.setattr(slicer_scene.util, "errorDisplay", shown.append)
+    SampleDataLogic.broken.add(broken)
+    assert registered(samples)[samples.KITS19].customDownloader(None) == []
+    assert len(shown) == 1 and broken in shown[0] and "connection to the internet" in shown[0]
+    assert slicer_scene.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == 0
+    assert not [path for path in tmp_path.iterdir() if path.read_bytes() == b"half"]
 
 
 def test_no_means_no(samples, window, asked):
@@ -260,5 +319,6 @@ def test_what_was_accepted_and_downloaded_is_loaded_without_asking(
     samples, window, asked, tmp_path
 ):
     for _, file, *_others in samples._KITS19_FILES:
-        (tmp_path / file).write_text("here")
-    assert len(samples.load_kits19_case()) == 2 and asked.texts == []
+        sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(tmp_path / file))
+    assert len(samples.load_kits19_case()) == 2
+    assert asked.texts == [] and SampleDataLogic.asked_for == []

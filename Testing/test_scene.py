@@ -404,6 +404,16 @@ def user_segment(node, mask, volume, name="aorta"):
     return segment_id
 
 
+def test_a_node_that_a_selector_made_is_shown():
+    """What "Create new Segmentation" makes has no display yet, and nothing would be seen."""
+    volume = add()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    assert node.GetDisplayNode() is None
+    scene.place_labels(toys.image_of(LABELS), volume, node)
+    assert node.GetDisplayNode().GetVisibility()
+    assert node.GetDisplayNode().GetSegmentVisibility("left_kidney")
+
+
 def test_an_existing_node_is_updated_and_the_users_own_segment_and_display_are_kept():
     volume = add()
     node = add_segmentation(volume=volume)
@@ -536,11 +546,13 @@ def test_labels_without_a_segment_are_a_mistake_of_the_program():
         scene.place_labels(toys.image_of(LABELS), volume, segments=MERGED)
 
 
-@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("existing", [False, True, "empty"])
 def test_a_failure_half_way_leaves_the_scene_as_before(monkeypatch, existing):
     volume = under(add(), add_transform(turned(15)))
     node = None
-    if existing:
+    if existing == "empty":
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    elif existing:
         node = add_segmentation(volume=volume)
         extra = user_segment(node, LABELS == 0, volume)
         node.GetSegmentation().SeparateSegmentLabelmap("right_kidney")
@@ -561,7 +573,7 @@ def test_a_failure_half_way_leaves_the_scene_as_before(monkeypatch, existing):
     with pytest.raises(MemoryError):
         scene.place_labels(moved, volume, node)
     assert nodes() == before
-    if existing:
+    if existing is True:
         assert node.GetParentTransformNode() is None
         assert node.GetSegmentation().GetSegmentIDs() == ("left_kidney", "right_kidney", extra)
         now = np.zeros(3)

@@ -163,6 +163,21 @@ def test_the_first_volume_is_taken_and_a_label_map_is_none(window):
     assert module.ui.applyButton.enabled
 
 
+def test_a_volume_that_slicer_hides_is_not_taken(window):
+    volume, _ = add_toy(window.slicer)
+    volume.SetHideFromEditors(True)
+    assert window.open(MODULE).ui.inputSelector.currentNode() is None
+
+
+def test_opened_again_the_module_adds_no_observers(window, module):
+    """Slicer's mixin keeps every object that it has ever observed."""
+    first = module._parameterNode
+    for _ in range(3):
+        module.enter()
+    assert module._parameterNode is first
+    assert len({id(observed) for observed, *_more in module.Observations}) == 2  # scene, choices
+
+
 def test_choices_are_bound_both_ways_and_kept_in_the_scene(window, module, case):
     volume, truth = case
     ui, chosen = module.ui, module.logic.getParameterNode()
@@ -630,3 +645,21 @@ def test_the_console_segments_and_gives_the_node_back(window, module, case, temp
 
 def test_the_modules_own_test_passes(window, module):
     window.slicer.selfTests["KidneySeg"]()  # raises where it does not
+
+
+def test_the_modules_own_test_installs_what_is_missing(window, module, monkeypatch):
+    """On a machine that builds Slicer nothing is there, and in testing mode nobody is asked."""
+    monkeypatch.setattr(window.slicer.app, "testingEnabled", lambda: True)
+    window.packages.missing.add("openvino")
+    monkeypatch.setattr(type(module.logic), "segment", _Stop.here)
+    with pytest.raises(_Stop):
+        window.slicer.selfTests["KidneySeg"]()
+    assert "openvino" in " ".join(window.packages.installed)
+
+
+class _Stop(Exception):
+    """Ends the module's own test where it begins to segment."""
+
+    @staticmethod
+    def here(*arguments, **choices):
+        raise _Stop

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 
+from KidneySegLib.commands import segment as segment_command
 from KidneySegLib.errors import KidneySegError
 from KidneySegLib.worker import Done, Line, Progress, Worker, check_space, find_python
 
@@ -210,6 +212,27 @@ def test_the_command_stops_when_the_program_that_started_it_dies(tmp_path, toy_c
     assert process.returncode == 130
     assert "Stopped" in errors or not errors
     assert not list(tmp_path.glob("*labels*"))
+
+
+def test_on_windows_no_read_of_standard_input_is_left_waiting(monkeypatch):
+    """The first import of NumPy would wait for it: github.com/numpy/numpy/issues/24290."""
+    looks = iter([(0, 0), (0, 0), BrokenPipeError()])
+
+    def peek(handle, size):
+        assert (handle, size) == (70, 0)
+        look = next(looks)
+        if isinstance(look, OSError):
+            raise look
+        return look
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "_winapi", types.SimpleNamespace(PeekNamedPipe=peek))
+    handles = types.SimpleNamespace(get_osfhandle=lambda descriptor: 70 + descriptor)
+    monkeypatch.setitem(sys.modules, "msvcrt", handles)
+    monkeypatch.setattr(os, "read", lambda *_: pytest.fail("a read that waits"))
+    with pytest.raises(BrokenPipeError):
+        segment_command._wait_for_end_of_input()
+    assert next(looks, None) is None
 
 
 def test_the_python_inside_slicer_is_the_one_that_runs_scripts(tmp_path, monkeypatch):

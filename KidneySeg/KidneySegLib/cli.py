@@ -6,13 +6,14 @@ What each command does is in its file of `KidneySegLib.commands`.
 from __future__ import annotations
 
 import argparse
+import locale
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from KidneySegLib import __version__
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done; 1 failed; 2 wrong usage; 3 unusable input; 4 unusable model; 130 stopped.
     """
+    paths_in_utf8()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser(training=given[:1] == [train.NAME]).parse_args(given)
     try:
@@ -51,6 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = f"{type(error).__name__}: {error} (run again with --verbose to see where)"
         return fail(KidneySegError(text), 1, options)
+
+
+def paths_in_utf8() -> None:
+    """Have the C++ libraries open files of any name on Windows.
+
+    They hand names in UTF-8 to its C library, which takes them for the code page of the machine;
+    that cannot open what lies below ``C:\\Users\\Jürgen``.
+    """
+    if sys.platform == "win32":
+        with suppress(locale.Error):  # before Windows 10 1803, which knows no UTF-8
+            locale.setlocale(locale.LC_CTYPE, ".UTF8")
 
 
 @contextmanager

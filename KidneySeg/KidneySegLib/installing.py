@@ -54,8 +54,12 @@ class SlicerInstaller:
     """
 
     def has(self, requirement: str) -> bool:
-        import slicer.packaging
-
+        try:
+            import slicer.packaging
+        except ImportError as error:
+            raise KidneySegError(
+                "This 3D Slicer is too old for KidneySeg; install 3D Slicer 5.12 or later."
+            ) from error
         return bool(slicer.packaging.pip_check(requirement))
 
     def can_install_torch(self) -> bool:

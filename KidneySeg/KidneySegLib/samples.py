@@ -7,11 +7,15 @@ registered. Both are kept in Slicer's cache folder, which the user can empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -115,17 +119,21 @@ def load_generated_ct() -> list[Any]:
     folder = _cache()
     if not all((folder / name).is_file() for name in _GENERATED_FILES):
         make_generated_ct(folder)
-    logic = _slicers_logic()()
-    nodes: list[Any] = []
-    for name, node, kind in zip(
-        _GENERATED_FILES, _GENERATED_NODES, ("VolumeFile", "SegmentationFile"), strict=True
-    ):
-        loaded = logic.loadNode(str(folder / name), node, kind, {})
-        if loaded is None:
-            text = _("{file} cannot be loaded; delete it and try again.")
-            raise KidneySegError(text.format(file=folder / name))
-        nodes.append(loaded)
-    return nodes
+    return [
+        _load(folder / name, node, kind, {})
+        for name, node, kind in zip(
+            _GENERATED_FILES, _GENERATED_NODES, ("VolumeFile", "SegmentationFile"), strict=True
+        )
+    ]
+
+
+def _load(path: Path, node: str, kind: str, properties: Mapping[str, Any]) -> Any:
+    """The node of a file in the cache."""
+    loaded = _slicers_logic()().loadNode(str(path), node, kind, dict(properties))
+    if loaded is None:
+        text = _("{file} cannot be loaded; delete it and try again.")
+        raise KidneySegError(text.format(file=path))
+    return loaded
 
 
 def make_generated_ct(folder: Path) -> None:
@@ -146,7 +154,9 @@ def make_generated_ct(folder: Path) -> None:
     window = None
     if slicer.util.mainWindow() is not None:
         window = slicer.util.createProgressDialog(
-            labelText=_("Generating a CT; no patient is behind it"), windowTitle=_("KidneySeg")
+            labelText=_("Generating a CT; no patient is behind it"),
+            windowTitle=_("KidneySeg"),
+            windowModality=qt.Qt.ApplicationModal,  # of its own it is not
         )
 
     def tell(share: float) -> None:
@@ -195,6 +205,8 @@ def load_kits19_case() -> list[Any]:
     ------
     Cancelled
         They were not accepted, or there is nobody to ask.
+    KidneySegError
+        One of the two could not be downloaded; neither is loaded.
     """
     folder = _cache()
     if not all((folder / file).is_file() for _uri, file, *_others in _KITS19_FILES):
@@ -203,17 +215,34 @@ def load_kits19_case() -> list[Any]:
             raise Cancelled(_("The terms of KiTS19 were shown to nobody; nothing was downloaded."))
         if not slicer.util.confirmOkCancelDisplay(terms(), windowTitle=_("Terms of KiTS19")):
             raise Cancelled(_("The terms were not accepted; nothing was downloaded."))
-    logic = _slicers_logic()()
-    nodes: list[Any] = []
-    for uri, file, node, properties in _KITS19_FILES:
-        nodes += logic.downloadFromURL(
-            uris=uri,
-            fileNames=file,
-            nodeNames=node,
-            loadFileTypes="VolumeFile",
-            loadFileProperties=dict(properties),
+    for uri, file, *_others in _KITS19_FILES:
+        _download(uri, folder / file)
+    return [
+        _load(folder / file, node, "VolumeFile", properties)
+        for _uri, file, node, properties in _KITS19_FILES
+    ]
+
+
+def _download(uri: str, path: Path) -> None:
+    """Have Slicer download a file into its cache, unless it is there."""
+    logic = _slicers_logic()(logMessage=_tell_download)
+    if not logic.downloadFromURL(uris=uri, fileNames=path.name, loadFiles=False):
+        # Slicer has only logged why, and would take the beginning of a file for the whole.
+        with suppress(OSError):
+            path.unlink()
+        text = _(
+            "{file} could not be downloaded from {site}; check the connection to the internet and "
+            "try again."
         )
-    return nodes
+        raise KidneySegError(text.format(file=path.name, site=uri.split("/")[2]))
+
+
+def _tell_download(message: str, level: int = logging.DEBUG) -> None:
+    """Show how far a download is, and keep the window alive meanwhile."""
+    text = re.sub("<[^>]*>", "", message).strip()
+    logging.log(level, text)
+    slicer.util.showStatusMessage(text, 3000)
+    slicer.app.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
 
 
 def terms() -> str:

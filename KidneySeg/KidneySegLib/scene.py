@@ -273,7 +273,8 @@ def place_labels(
             name = scene.GenerateUniqueName(f"{volume_node.GetName()} kidneys")
             node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
             undo.callback(scene.RemoveNode, node)
-            node.CreateDefaultDisplayNodes()
+        if node.GetDisplayNode() is None:  # of a new node, as selectors make them, too
+            undo.callback(scene.RemoveNode, display_of(node))
         with slicer.util.NodeModify(node):
             surfaces = node.GetSegmentation().ContainsRepresentation(_SURFACE)
             if surfaces:

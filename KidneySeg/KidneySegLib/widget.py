@@ -385,6 +385,7 @@ class Panel:
         chosen = self.parameters
         if self._measured == self._to_measure():
             return
+        self.logic.installRequirements()  # may ask, which goes ill with an hourglass
         with _busy():
             comparison = self.logic.compare(chosen.segmentation, chosen.reference, self._drawn_on())
         report = self._report() or {"input": chosen.segmentation.GetName(), "notes": []}

@@ -6,6 +6,7 @@ import _thread
 import argparse
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -36,6 +37,8 @@ HELP = "segment the kidneys of one or more CTs"
 
 # How long a run that is asked to stop may take before it is cut short.
 _STOP_SECONDS = 0.5
+# How often Windows is asked whether standard input is open.
+_LOOK_SECONDS = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -391,12 +394,28 @@ def _stop_with_stdin() -> None:
     """
 
     def watch() -> None:
-        # The file descriptor itself: Python's own reader would hold a lock when the run ends.
         with suppress(OSError):
-            while os.read(0, 1024):
-                pass
+            _wait_for_end_of_input()
         _thread.interrupt_main(signal.SIGTERM)
         time.sleep(_STOP_SECONDS)  # the main thread may be deep in a library
         os._exit(Cancelled.exit_code)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _wait_for_end_of_input() -> None:
+    """Wait until the other end of standard input is closed, or fail with an OSError where it is.
+
+    On Windows nothing may wait in a read of it: the first import of NumPy asks the same pipe for
+    its state, and would wait for that read to end (https://github.com/numpy/numpy/issues/24290).
+    """
+    if sys.platform == "win32":
+        import _winapi
+        import msvcrt
+
+        while True:
+            _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)
+            time.sleep(_LOOK_SECONDS)
+    # The file descriptor itself: Python's own reader would hold a lock when the run ends.
+    while os.read(0, 1024):
+        pass
