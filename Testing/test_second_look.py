@@ -20,7 +20,7 @@ from KidneySegLib.geometry import LEFT, RIGHT, AxialGrid, to_axial
 from KidneySegLib.looknetwork import LookNetwork, mirrored
 from KidneySegLib.model import CARD_FILE, SECOND_LOOK_FILE, Model, load_model
 from KidneySegLib.modelsaving import save_model
-from KidneySegLib.postprocess import Candidate, find_kidneys
+from KidneySegLib.postprocess import NOTE_HORSESHOE, Candidate, find_kidneys
 from KidneySegLib.secondlook import (
     VIEWS,
     Look,
@@ -203,6 +203,7 @@ def test_a_horseshoe_kidney_stays_whatever_is_believed_of_it() -> None:
     grid = grid_of(mask.shape, (5.0, 5.0, 5.0))
     found = find_kidneys(mask, grid, believe=lambda candidate: 0.0)
     assert found.horseshoe and (found.labels > 0).sum() == mask.sum()
+    assert found.notes == (NOTE_HORSESHOE,)  # and not that it was left out
 
 
 def test_segmenting_leaves_out_what_the_second_look_doubts_unless_told_not_to(looking) -> None:

@@ -208,6 +208,13 @@ def test_a_linear_function_comes_through_interpolation_unchanged():
     assert interpolated(values, have, want) == pytest.approx(expected)
 
 
+def test_places_that_are_less_than_half_a_voxel_apart_are_interpolated_between():
+    """As the pixels of 2 mm are, in which a coronal network sees slices of 5 mm."""
+    have = np.arange(10) * 0.4 - 0.3
+    want = np.array([0.0, 1.0, 2.0, 9.0])
+    assert interpolated(have, [have], [want]) == pytest.approx([0.0, 1.0, 2.0, 3.3], abs=1e-6)
+
+
 def test_a_folder_in_half_precision_is_half_as_large_and_answers_alike(tmp_path):
     network = NetworkParameters(features=4, depth=3)
     full = toys.random_model(tmp_path / "full", network)

@@ -450,7 +450,7 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
         main = horseshoe or next((n for n in mine if believed[n]), next(iter(mine), 0))
         if not main:
             continue
-        if not believed[main]:
+        if not believed[main] and main != horseshoe:
             if noteworthy[main]:
                 why = "doubtful" if pieces.unsure[main] else "small"
                 notes.append(

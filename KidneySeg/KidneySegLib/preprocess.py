@@ -413,5 +413,5 @@ def _between(centres: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ..
     """The two centres around each position, and the share of the second in the value there."""
     below = np.clip(np.searchsorted(centres, positions, side="right") - 1, 0, None)
     above = np.minimum(below + 1, len(centres) - 1)
-    apart = np.maximum(centres[above] - centres[below], 0.5)
+    apart = np.where(above > below, centres[above] - centres[below], 1)
     return below, above, np.clip((positions - centres[below]) / apart, 0, 1)
