@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import Cancelled, InputError
 from KidneySegLib.reading import case_name, holds, read_ct, read_labels, unique_names
+from KidneySegLib.volumes import header_of
 
 SPACING = (0.7, 0.8, 3.0)
 ORIGIN = (-12.5, 7.25, 100.0)
@@ -129,6 +132,82 @@ def test_big_endian_is_read(tmp_path):
     np.testing.assert_array_equal(voxels(scan.image), array)
     np.testing.assert_allclose(scan.image.GetSpacing(), SPACING, rtol=1e-6)
     np.testing.assert_allclose(scan.image.GetOrigin(), (1, 2, -3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 347, 348, 351, 352, 353.5, 360])
+def test_voxels_of_nifti_begin_where_itk_finds_them(tmp_path, offset):
+    data = nifti_bytes(hounsfield())
+    struct.pack_into("<f", data, 108, offset)
+    path = tmp_path / "ct.nii"
+    path.write_bytes(data + bytes(16))
+    np.testing.assert_array_equal(voxels(read_ct(path).image), voxels(sitk.ReadImage(str(path))))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CT.MHA", "Ct.Mha", "CT.MHD", "ct.Nii", "CT.NII", "Ct.Nii.Gz", "ct.nii.GZ", "CT.NRRD"],
+)
+def test_capitals_in_a_suffix_change_nothing(tmp_path, name):
+    written = tmp_path / name.lower()
+    sitk.WriteImage(as_image(hounsfield()), str(written), True)
+    path = written.rename(tmp_path / name)
+    assert header_of(path).GetSize() == (32, 24, 6)
+    scan = read_ct(path)
+    np.testing.assert_array_equal(voxels(scan.image), hounsfield())
+    np.testing.assert_allclose(scan.image.GetSpacing(), SPACING, rtol=1e-6)
+    assert scan.name == case_name(name) and not scan.warnings
+
+
+def meta_image(
+    path: Path, body: bytes, /, kind: str = "MET_SHORT", data: str = "LOCAL", **fields: str
+) -> Path:
+    """A MetaImage of 32 x 24 x 6 voxels."""
+    fields = {
+        "NDims": "3", "BinaryData": "True", "CompressedData": "True",
+        "ElementSpacing": "0.7 0.8 3", "DimSize": "32 24 6", "ElementType": kind, **fields,
+        "ElementDataFile": data,
+    }  # fmt: skip
+    header = "".join(f"{name} = {value}\n" for name, value in fields.items()).encode()
+    if data != "LOCAL":
+        (path.parent / data).write_bytes(body)
+        body = b""
+    elif "HeaderSize" in fields:
+        header = header.ljust(int(fields["HeaderSize"]), b"#")
+    path.write_bytes(header + body)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"data": "voxels.zraw"},
+        {"HeaderSize": "700"},
+        {"kind": "MET_DOUBLE"},
+        {"kind": "MET_USHORT", "BinaryDataByteOrderMSB": "True"},
+        {"kind": "MET_LONG", "ElementByteOrderMSB": "True"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "pack",
+    [zlib.compress, gzip.compress, lambda data: zlib.compress(data) + b"more"],
+    ids=["zlib", "gzip", "more behind it"],
+)
+def test_a_compressed_metaimage_is_read_whatever_its_header_leaves_out(tmp_path, how, pack):
+    kind = {"MET_DOUBLE": "<f8", "MET_USHORT": ">u2", "MET_LONG": ">i4"}.get(how.get("kind"), "<i2")
+    array = hounsfield().clip(-100, None) + 100
+    path = meta_image(tmp_path / "ct.mha", pack(array.astype(kind).tobytes()), **how)
+    scan = read_ct(path)
+    np.testing.assert_array_equal(voxels(scan.image), array)
+    np.testing.assert_allclose(scan.image.GetSpacing(), SPACING)
+
+
+def test_a_metaimage_whose_voxels_lie_in_a_gz_file_is_read(tmp_path):
+    path = meta_image(tmp_path / "ct.mhd", b"", data="ct.raw", CompressedData="False")
+    (tmp_path / "ct.raw").unlink()
+    (tmp_path / "ct.raw.gz").write_bytes(gzip.compress(hounsfield().tobytes()))
+    np.testing.assert_array_equal(voxels(read_ct(path).image), hounsfield())
 
 
 def test_a_fourth_dimension_of_one_is_none(tmp_path):
@@ -258,6 +337,76 @@ def no_spacing(folder):
     return path
 
 
+def flipped(name):
+    """The middle byte of the compressed voxels is another one."""
+
+    def make(folder):
+        path = folder / name
+        sitk.WriteImage(as_image(hounsfield((40, 64, 64))), str(path), True)
+        file = path.with_suffix(".zraw") if name.endswith(".mhd") else path
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 0x55
+        file.write_bytes(data)
+        return path
+
+    return make
+
+
+def deflated(data):
+    def make(folder):
+        return meta_image(folder / "ct.mha", data)
+
+    return make
+
+
+def rewritten(name, old, new, compress=False):
+    """A header that says something else."""
+
+    def make(folder):
+        path = folder / name
+        sitk.WriteImage(as_image(hounsfield()), str(path), compress)
+        data = path.read_bytes()
+        assert old in data
+        path.write_bytes(data.replace(old, new, 1))
+        return path
+
+    return make
+
+
+def nifti_with(offset, code, value):
+    def make(folder):
+        data = nifti_bytes(hounsfield())
+        struct.pack_into(code, data, offset, value)
+        path = folder / "ct.nii"
+        path.write_bytes(data)
+        return path
+
+    return make
+
+
+def spaced(name, spacing):
+    def make(folder):
+        image = as_image(hounsfield())
+        image.SetSpacing(spacing)
+        sitk.WriteImage(image, str(folder / name))
+        return folder / name
+
+    return make
+
+
+def nrrd_of(dimensions):
+    def make(folder):
+        sizes = " ".join(["2"] * dimensions)
+        header = f"NRRD0004\ntype: short\ndimension: {dimensions}\nsizes: {sizes}\n"
+        header += "encoding: raw\nendian: little\n\n"
+        path = folder / "ct.nrrd"
+        path.write_bytes(header.encode() + bytes(2 * 2**dimensions))
+        return path
+
+    return make
+
+
+VOXELS = hounsfield().tobytes()
 BAD = {
     "missing": (lambda f: f / "ct.nii.gz", "does not exist; check the path"),
     "text": (text_file, "called NIfTI but is none"),
@@ -274,7 +423,32 @@ BAD = {
     "truncated plain nrrd": (cut("ct.nrrd", 0.5, False), "damaged or truncated"),
     "truncated mha": (cut("ct.mha", 0.5), "damaged or truncated"),
     "truncated plain mha": (cut("ct.mha", 0.5, False), "damaged or truncated"),
+    "flipped mha": (flipped("ct.mha"), "damaged or truncated"),
+    "flipped zraw": (flipped("ct.mhd"), "damaged or truncated"),
+    "mha that inflates to less": (deflated(zlib.compress(VOXELS[:-2])), "damaged or truncated"),
+    "mha that inflates to more": (deflated(zlib.compress(VOXELS + b"x")), "damaged or truncated"),
+    "mha without check sum": (deflated(zlib.compress(VOXELS)[:-4]), "damaged or truncated"),
+    "mha with a wrong check sum": (
+        deflated(zlib.compress(VOXELS)[:-4] + b"wrong"),
+        "damaged or truncated",
+    ),
     "huge header": (huge_header, "is truncated"),
+    "no columns": (rewritten("ct.mha", b"32 24 6", b"0 24 6"), "damaged or truncated"),
+    **{
+        f"NDims = {number}": (
+            rewritten("ct.mha", b"NDims = 3", b"NDims = " + number.encode()),
+            "damaged header, its number of dimensions is not from 1 to 10",
+        )
+        for number in ("9999", "-1", "0", "1e9", "")
+    },
+    "16 dimensions": (nrrd_of(16), "damaged header, its number of dimensions"),
+    "1-D": (nrrd_of(1), "1-D image of 2; give the whole"),
+    "voxels nowhere": (nifti_with(108, "<f", np.nan), "damaged NIfTI header"),
+    "voxels at infinity": (nifti_with(108, "<f", np.inf), "damaged NIfTI header"),
+    "voxels before the file": (nifti_with(108, "<f", -5.0), "damaged NIfTI header"),
+    "metres": (nifti_with(123, "B", 1), "32 x 24 x 6 voxels of 700 x 800 x 3000 mm, which is too"),
+    "coarse": (spaced("ct.mha", (1.0, 1.0, 101.0)), "1 x 1 x 101 mm, which is too large"),
+    "long": (spaced("ct.nrrd", (0.7, 0.8, 900.0)), "0.7 x 0.8 x 900 mm, which is too large"),
     "zipped without gz": (zipped_without_gz, "rename it to end in .nii.gz"),
     "NIfTI-2": (nifti_2, "save it as NIfTI-1"),
     "random bytes": (random_bytes, "not an image in a known format"),
@@ -346,6 +520,22 @@ def test_bad_input_gets_one_sentence_with_its_name_and_nothing_on_stderr(tmp_pat
     assert caught.value.exit_code == 3
     assert capfd.readouterr() == ("", "")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("name", ["ct.mha", "ct.mhd", "ct.nrrd"])
+def test_no_memory_is_taken_for_voxels_that_a_file_cannot_hold(
+    tmp_path, monkeypatch, name, compress
+):
+    path = rewritten(name, b"32 24 6", b"3000 3000 300", compress)(tmp_path)
+
+    def taken(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("KidneySegLib.volumes.blank_image", taken)
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", taken)
+    with pytest.raises(InputError, match="damaged or truncated"):
+        read_ct(path)
 
 
 def test_standard_error_works_again_after_a_refusal(tmp_path, capfd):
@@ -511,6 +701,14 @@ def test_dicom_in_folders_of_folders_is_found(tmp_path):
     np.testing.assert_array_equal(voxels(read_ct(tmp_path).image), array)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_link_to_nowhere_is_no_slice(tmp_path):
+    array = hounsfield((5, 24, 32))
+    write_series(tmp_path, array)
+    (tmp_path / "0.dcm").symlink_to(tmp_path / "gone.dcm")
+    np.testing.assert_array_equal(voxels(read_ct(tmp_path).image), array)
+
+
 def test_a_scout_is_left_out_even_within_the_series(tmp_path):
     array = hounsfield((7, 24, 32))
     write_series(tmp_path, array)
@@ -586,6 +784,13 @@ def test_missing_slices_are_counted_and_located(tmp_path):
         read_ct(tmp_path)
     assert "lacks 2 slices between positions 109.0 and 118.0 mm" in str(caught.value)
     assert "10 slices, 3 mm apart" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [[0, 2, 3], [0, 1, 3]])
+def test_a_missing_slice_is_told_where_only_three_are_left(tmp_path, keep):
+    write_series(tmp_path, hounsfield((4, 24, 32)), keep=keep)
+    with pytest.raises(InputError, match=r"lacks 1 slice between .* \(3 slices, 3 mm apart\)"):
+        read_ct(tmp_path)
 
 
 def test_slices_at_changing_distances_are_refused(tmp_path):
@@ -694,6 +899,66 @@ def test_one_dicom_slice_is_read_with_a_hint(tmp_path):
     scan = read_ct(paths[1])
     np.testing.assert_array_equal(voxels(scan.image)[0], array[1])
     assert "single DICOM slice: give its folder" in scan.warnings[0]
+    assert scan.image.GetSpacing()[2] == 3  # its SliceThickness
+
+
+def test_one_dicom_slice_in_a_folder_is_as_thick_as_its_header_says(tmp_path):
+    array = hounsfield((1, 24, 32))
+    write_series(tmp_path, array)
+    scan = read_ct(tmp_path)
+    np.testing.assert_array_equal(voxels(scan.image), array)
+    np.testing.assert_allclose(scan.image.GetSpacing(), SPACING)
+    (warning,) = scan.warnings
+    assert "single DICOM slice, taken to be 3 mm thick: give the folder" in warning
+
+
+def write_frames(path: Path, array: np.ndarray, top: float = 0.0) -> Path:
+    """A multi-frame CT of the series that `write_series` makes by default."""
+    image = as_image(array)
+    image.SetOrigin((*ORIGIN[:2], ORIGIN[2] + top))
+    for key, value in {
+        "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
+        "0008|0016": "1.2.840.10008.5.1.4.1.1.2.1",
+        "0008|0018": f"{ROOT}77.{path.stem}",
+        "0008|0060": "CT",
+        "0020|000d": ROOT + "999",
+        "0020|000e": ROOT + "1",
+        "0028|1052": "0",
+        "0028|1053": "1",
+    }.items():
+        image.SetMetaData(key, value)
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(image)
+    return path
+
+
+def test_a_multi_frame_file_is_a_volume(tmp_path):
+    write_frames(tmp_path / "1.dcm", hounsfield())
+    scan = read_ct(tmp_path)
+    np.testing.assert_array_equal(voxels(scan.image), hounsfield())
+    assert scan.warnings == ()
+
+
+def test_several_multi_frame_files_of_a_series_are_listed_to_choose_from(tmp_path):
+    write_frames(tmp_path / "1.dcm", hounsfield())
+    second = write_frames(tmp_path / "2.dcm", hounsfield((9, 24, 32)), 300)
+    with pytest.raises(InputError) as caught:
+        read_ct(tmp_path)
+    assert "in 2 multi-frame files, which are no volume together; give one" in str(caught.value)
+    assert f"1.dcm (6 slices); {second} (9 slices)." in str(caught.value)
+    np.testing.assert_array_equal(voxels(read_ct(second).image), hounsfield((9, 24, 32)))
+
+
+def test_a_multi_frame_file_is_never_mixed_with_single_slices(tmp_path):
+    frames = write_frames(tmp_path / "1.dcm", hounsfield())
+    write_series(tmp_path, hounsfield())
+    with pytest.raises(InputError) as caught:
+        read_ct(tmp_path)
+    assert "in 1 multi-frame file and 6 files of one slice, which are no" in str(caught.value)
+    assert f"or a folder with only the others: {frames} (6 slices)." in str(caught.value)
 
 
 def test_a_folder_of_other_dicom_objects_is_refused(tmp_path):
@@ -714,6 +979,35 @@ def test_a_case_folder_is_an_input_named_after_itself(tmp_path):
     assert (scan.name, scan.path) == ("case_00042", folder)
     np.testing.assert_array_equal(voxels(scan.image), hounsfield())
     assert read_ct(folder / "imaging.nii.gz").name == "imaging"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.mha", "ct.seg.nrrd", "folder", "slice.dcm"])
+def test_a_name_that_is_not_utf8_is_told_in_text_that_can_be_printed(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix in ("", ".dcm"):
+        folder = path if path.suffix == "" else tmp_path
+        bad = write_series(folder, hounsfield())[2]
+    else:
+        bad = write(hounsfield().clip(0, 1), path)
+    renamed = os.fsdecode(os.fsencode(bad.parent) + b"/M\xfcller" + "".join(bad.suffixes).encode())
+    bad.rename(renamed)
+    given = bad.parent if bad.suffix == ".dcm" and name == "folder" else renamed
+    # The C++ library would end the process.
+    code = "import sys; from KidneySegLib.reading import read_ct, read_labels\n"
+    code += "from KidneySegLib.errors import InputError\n"
+    code += "for read in (read_ct, read_labels) if sys.argv[2] == 'seg' else (read_ct,):\n"
+    code += "    try: read(sys.argv[1])\n"
+    code += "    except InputError as error: print(str(error).encode('utf-8').decode())\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, given, "seg" if "seg" in name else ""],
+        capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith(
+        f"/M\\xfcller{''.join(bad.suffixes)} has a name that is not UTF-8; rename it."
+    )
+    assert len(done.stdout.splitlines()) == (2 if "seg" in name else 1)
 
 
 def test_names_lose_their_suffix_and_nothing_else(tmp_path):
@@ -823,6 +1117,44 @@ def test_segments_in_several_layers_are_put_together(tmp_path):
     labels = read_labels(path)
     np.testing.assert_array_equal(voxels(labels), two_kidneys())
     np.testing.assert_allclose(labels.GetSpacing(), SPACING, rtol=1e-6)
+
+
+KIDNEYS = [{"Name": "left kidney"}, {"Name": "right kidney"}]
+
+
+@pytest.mark.parametrize("four", [False, True], ids=["components", "4-D"])
+def test_old_segmentations_have_a_layer_of_ones_for_each_segment(tmp_path, four):
+    layers = [two_kidneys() == 1, two_kidneys() == 2]
+    path = tmp_path / "r.seg.nrrd"
+    if four:
+        image = as_image(np.stack(layers).astype(np.uint8), isVector=False)
+        for number, segment in enumerate(KIDNEYS):
+            image.SetMetaData(f"Segment{number}_ID", str(number))
+            image.SetMetaData(f"Segment{number}_Name", segment["Name"])
+        sitk.WriteImage(image, str(path))
+    else:
+        seg_nrrd(path, np.stack(layers, axis=-1).astype(np.uint8), KIDNEYS)
+    labels = read_labels(path)
+    np.testing.assert_array_equal(voxels(labels), two_kidneys())
+    np.testing.assert_allclose(labels.GetSpacing(), SPACING, rtol=1e-6)
+    np.testing.assert_allclose(labels.GetOrigin(), ORIGIN, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("segments", "layers"),
+    [
+        ([{**KIDNEYS[0], "LabelValue": "0"}, KIDNEYS[1]], 2),
+        ([{**KIDNEYS[0], "Layer": "7"}, KIDNEYS[1]], 2),
+        ([KIDNEYS[0], {**KIDNEYS[1], "Layer": "0"}], 2),
+        (KIDNEYS, 1),
+    ],
+    ids=["background", "no such layer", "the same voxels", "one layer without values"],
+)
+def test_a_segment_whose_voxels_are_not_told_is_refused(tmp_path, segments, layers):
+    array = two_kidneys() if layers == 1 else np.stack([two_kidneys()] * layers, axis=-1)
+    path = seg_nrrd(tmp_path / "r.seg.nrrd", array, segments)
+    with pytest.raises(InputError, match="does not say which voxels belong to the segment 'left k"):
+        read_labels(path)
 
 
 def test_layers_without_segments_are_refused(tmp_path):

@@ -128,3 +128,26 @@ def test_what_slicer_saves_is_read_back_with_its_sides(tmp_path, overlap):
     )
     np.testing.assert_allclose(back.GetOrigin(), two_kidneys(0.2).GetOrigin(), atol=1e-5)
     np.testing.assert_allclose(back.GetDirection(), two_kidneys(0.2).GetDirection(), atol=1e-6)
+
+
+@pytest.mark.parametrize("four", [False, True], ids=["components", "4-D"])
+def test_a_file_of_slicer_of_old_is_read_as_slicer_reads_it(tmp_path, four):
+    """A layer for each segment, and neither its number nor the value of its voxels."""
+    stored = sitk.GetArrayFromImage(two_kidneys())
+    layers = np.stack([stored == 2, stored == 1], axis=0 if four else -1).astype(np.uint8)
+    image = sitk.GetImageFromArray(layers, isVector=not four)
+    extent = "0 31 0 23 0 5"
+    for number, name in enumerate(("right kidney", "left kidney")):
+        for key, value in {"ID": name, "Name": name, "Extent": extent, "Tags": ""}.items():
+            image.SetMetaData(f"Segment{number}_{key}", value)
+    if four:
+        image.SetMetaData("Segmentation_Extent", extent)
+    path = tmp_path / "old.seg.nrrd"
+    sitk.WriteImage(image, str(path))
+    segmentation = opened(path).GetSegmentation()
+    labels = sitk.GetArrayFromImage(read_labels(path))
+    np.testing.assert_array_equal(labels, stored)
+    for number, label in enumerate((2, 1)):
+        segment = segmentation.GetNthSegment(number)
+        found = labelmap(segment)[0] == segment.GetLabelValue()
+        np.testing.assert_array_equal(labels == label, found)

@@ -17,15 +17,18 @@ from KidneySegLib.volumes import (
     Asked,
     Volume,
     collect,
+    itk_name,
     number_in,
     open_file,
     placed_image,
     quiet,
     read_with_itk,
+    slice_thickness_mm,
     tag_of,
 )
 
 _AXIAL_COSINE = 0.85  # the normal of axial slices lies within about 30 degrees of the body axis
+_LISTED = 5
 _PLAUSIBLE_SHARE = 0.75  # a series with this share of the largest one's slices may be the one meant
 
 
@@ -41,19 +44,29 @@ def dicom_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(parent, name)
-            if is_dicom_file(file):
+            if file.exists() and is_dicom_file(file):  # and no link to nowhere
                 yield file
 
 
 def is_dicom_file(path: Path) -> bool:
+    """Whether it is one, by its first bytes.
+
+    Raises
+    ------
+    InputError
+        It is and has a name with which it cannot be read, or it cannot be opened.
+    """
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
         return False
     with open_file(path) as stream:
         start = stream.read(132)
     # Old files may lack the preamble; they begin with a tag of group 0002 or 0008.
-    return start[128:] == b"DICM" or (
+    found = start[128:] == b"DICM" or (
         path.suffix.lower() in (".dcm", ".ima", "") and start[:2] in (b"\2\0", b"\x08\0")
     )
+    if found:
+        itk_name(path)
+    return found
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class _Slice:
     rescaled: bool
     placed: bool
     size: tuple[int, int, int]
+    thickness_mm: float  # 0 where it is not told
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
@@ -163,7 +177,7 @@ def _dicom_slice(path: Path) -> _Slice | None:
     """The header of a DICOM image, None for other DICOM (reports, plans, ...) and damaged files."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError:
@@ -185,6 +199,7 @@ def _dicom_slice(path: Path) -> _Slice | None:
         rescaled=number_in(tag_of(reader, "0028|1052")) != 0,
         placed=frames > 1 or reader.HasMetaDataKey("0020|0032"),
         size=(columns, rows, frames),
+        thickness_mm=slice_thickness_mm(reader),
         spacing=reader.GetSpacing(),
         origin=reader.GetOrigin(),
         direction=reader.GetDirection(),
@@ -282,7 +297,8 @@ def read_dicom(
     """The CT in a folder, or in those of its files that are named."""
     series, warnings = _choose_series(folder, uid, dicom_files(folder) if files is None else files)
     first = series.slices[0]
-    if first.size[2] > 1:  # an enhanced (multi-frame) file is a volume by itself
+    _check_frames(series, folder)
+    if first.size[2] > 1:
         volume = read_with_itk(first.path, cancelled)
         volume.warnings[:0] = warnings
         return volume
@@ -292,11 +308,16 @@ def read_dicom(
             "Position); export the original CT series from the scanner or archive."
         )
     slices = _in_order(series, folder, warnings)
-    positions = np.array([s.position for s in slices])
-    distance_mm = first.spacing[2]
     if len(slices) > 1:
+        positions = np.array([s.position for s in slices])
         distance_mm = _slice_distance_mm(positions, folder, warnings)
         _tell_tilt(slices, folder, warnings)
+    else:
+        distance_mm = slices[0].thickness_mm or first.spacing[2]
+        warnings.append(
+            f"{folder} holds a single DICOM slice, taken to be {distance_mm:g} mm thick: give "
+            "the folder of the whole series."
+        )
     columns, rows, _ = first.size
     shape = (len(slices), rows, columns)
     with quiet():
@@ -308,6 +329,23 @@ def read_dicom(
     volume.files = tuple(s.path for s in slices)
     volume.warnings += warnings
     return volume
+
+
+def _check_frames(series: Series, folder: Path) -> None:
+    """Refuse a multi-frame (enhanced) file beside others: it is a volume by itself."""
+    volumes = [s for s in series.slices if s.size[2] > 1]
+    singles = len(series.slices) - len(volumes)
+    if not volumes or len(series.slices) == 1:
+        return
+    parts = [f"{len(volumes)} multi-frame {'file' if len(volumes) == 1 else 'files'}"]
+    parts += [f"{singles} {'file' if singles == 1 else 'files'} of one slice"] if singles else []
+    listed = [f"{s.path} ({s.size[2]} slices)" for s in volumes[:_LISTED]]
+    listed += ["..."] if len(volumes) > _LISTED else []
+    choice = "one of these files, or a folder with only the others" if singles else "one of them"
+    raise InputError(
+        f"{folder}: series {series.uid} is in {' and '.join(parts)}, which are no volume together; "
+        f"give {choice}: {'; '.join(listed)}."
+    )
 
 
 def _in_order(series: Series, folder: Path, warnings: list[str]) -> list[_Slice]:
@@ -335,7 +373,8 @@ def _slice_distance_mm(positions: np.ndarray, folder: Path, warnings: list[str])
         Slices are missing or lie at changing distances.
     """
     steps = np.diff(positions)
-    usual = float(np.median(steps))
+    # The lower median: of two steps the larger one is the gap.
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     gaps = np.flatnonzero(steps > 1.5 * usual)
     if 0 < len(gaps) <= max(1, len(steps) // 5):
         missing = int(np.rint(steps[gaps] / usual - 1).sum())
@@ -377,7 +416,7 @@ def _dicom_pixels(one: _Slice) -> np.ndarray:
     """One slice as (1, rows, columns), rescaled by the slope and intercept in its header."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(one.path))
+    reader.SetFileName(itk_name(one.path))
     try:
         return sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:

@@ -22,6 +22,7 @@ from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import grid_difference
 from KidneySegLib.volumes import (
     ANOTHER_COPY,
+    DEFLATE_AT_BEST,
     NOT_STRAIGHT,
     SHEAR_DEGREES,
     SLAB_VOXELS,
@@ -37,6 +38,7 @@ from KidneySegLib.volumes import (
     shear_degrees,
 )
 
+_HEADER_BYTES = 348
 _NIFTI_TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8",
     256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
@@ -54,8 +56,8 @@ class _NiftiHeader:
 
 
 def _nifti_header(start: bytes, path: Path) -> _NiftiHeader:
-    order = next((o for o in "<>" if start[:4] == struct.pack(o + "i", 348)), None)
-    if order is None or len(start) < 348:
+    order = next((o for o in "<>" if start[:4] == struct.pack(o + "i", _HEADER_BYTES)), None)
+    if order is None or len(start) < _HEADER_BYTES:
         raise InputError(f"{path} has a damaged NIfTI header; {ANOTHER_COPY}.")
 
     def field_at(offset: int, code: str) -> tuple:
@@ -66,7 +68,11 @@ def _nifti_header(start: bytes, path: Path) -> _NiftiHeader:
     spacing = field_at(80, "3f")
     offset, slope, intercept = field_at(108, "3f")
     sform = np.array(field_at(280, "12f")).reshape(3, 4)
-    if not 1 <= dims[0] <= 7 or any(extent < 1 for extent in dims[1 : dims[0] + 1]):
+    if (
+        not 1 <= dims[0] <= 7
+        or any(extent < 1 for extent in dims[1 : dims[0] + 1])
+        or not 0 <= offset < np.inf
+    ):
         raise InputError(f"{path} has a damaged NIfTI header; {ANOTHER_COPY}.")
     if kind not in _NIFTI_TYPES:
         known = {32: "complex numbers", 1792: "complex numbers", 128: "colours", 2304: "colours"}
@@ -80,7 +86,7 @@ def _nifti_header(start: bytes, path: Path) -> _NiftiHeader:
     return _NiftiHeader(
         size=tuple(dims[1 : dims[0] + 1]),
         type=np.dtype(order + _NIFTI_TYPES[kind]),
-        offset=int(offset),
+        offset=max(_HEADER_BYTES, int(offset)),  # as nifticlib takes what lies within the header
         slope=slope,
         intercept=intercept,
         sform=sform,
@@ -102,7 +108,7 @@ def _opened(path: Path) -> Iterator[_OpenNifti]:
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if zipped else file
         with complete_gzip(path):
-            start = stream.read(348)
+            start = stream.read(_HEADER_BYTES)
         header = _nifti_header(start, path)
         warnings = []
         try:
@@ -115,8 +121,7 @@ def _opened(path: Path) -> Iterator[_OpenNifti]:
             warnings.append(STRAIGHTENED.format(path=path, degrees=off))
         check_shape(path, reader)
         needed = header.offset + int(np.prod(header.size, dtype=object)) * header.type.itemsize
-        # Deflate shrinks to a thousandth at best, so a header that promises more lies.
-        if needed > os.fstat(file.fileno()).st_size * (1040 if zipped else 1):
+        if needed > os.fstat(file.fileno()).st_size * (DEFLATE_AT_BEST if zipped else 1):
             raise InputError(
                 f"{path} is truncated (its header promises {needed} bytes); {ANOTHER_COPY}."
             )

@@ -20,12 +20,16 @@ from KidneySegLib.geometry import grid_difference
 from KidneySegLib.nifti import holds_nifti, read_nifti
 from KidneySegLib.volumes import (
     ANOTHER_COPY,
+    DAMAGED,
     IMAGING,
     Asked,
     Volume,
+    check_grid,
     check_shape,
+    check_stored,
     collect,
     header_of,
+    itk_name,
     number_in,
     open_file,
     placed_as_read,
@@ -193,9 +197,7 @@ def holds(path: Path | str, image: sitk.Image) -> bool:
         try:
             back = reader.Execute()
         except RuntimeError as error:
-            raise InputError(
-                f"{path} cannot be read, it is damaged or truncated; {ANOTHER_COPY}."
-            ) from error
+            raise InputError(DAMAGED.format(path=path)) from error
     pairs = zip(
         *(slabs_of(sitk.GetArrayViewFromImage(each)) for each in (back, image)), strict=True
     )
@@ -240,6 +242,7 @@ def unique_names(paths: Sequence[Path | str]) -> list[str]:
 
 def _file_of(path: Path) -> Path:
     """The file to read for an input that is not a DICOM folder."""
+    itk_name(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     source = path
@@ -324,17 +327,19 @@ def _as_labels(volume: Volume, path: Path) -> sitk.Image:
 
 @dataclass(frozen=True)
 class _StoredSegment:
+    name: str
     value: int
     layer: int
     side: int  # 1 left, 2 right, 0 neither
 
 
-def _stored_segments(reader: sitk.ImageFileReader) -> list[_StoredSegment]:
+def _stored_segments(reader: sitk.ImageFileReader, layers: int) -> list[_StoredSegment]:
     segments: list[_StoredSegment] = []
     while reader.HasMetaDataKey(f"Segment{len(segments)}_ID"):
         key = f"Segment{len(segments)}_"
         said = {
-            name: tag_of(reader, key + name) for name in ("Name", "Tags", "LabelValue", "Layer")
+            name: tag_of(reader, key + name)
+            for name in ("ID", "Name", "Tags", "LabelValue", "Layer")
         }
         words = said["Name"].lower().replace("_", " ").split()
         tags = said["Tags"]
@@ -346,38 +351,49 @@ def _stored_segments(reader: sitk.ImageFileReader) -> list[_StoredSegment]:
                 else 2 if "right" in words or "SCT^24028007^" in tags
                 else 0
             )  # fmt: skip
-        value, layer = int(number_in(said["LabelValue"])), int(number_in(said["Layer"]))
-        segments.append(_StoredSegment(value, layer, side))
+        # Slicer of old tells neither: each segment has a layer to itself, of zeros and ones.
+        value = int(number_in(said["LabelValue"] or "1"))
+        own_layer = len(segments) if layers > 1 else 0
+        layer = int(number_in(said["Layer"] or str(own_layer)))
+        segments.append(_StoredSegment(said["Name"] or said["ID"], value, layer, side))
     return segments
 
 
 def _read_seg_nrrd(path: Path) -> sitk.Image:
     reader = header_of(path)
-    segments = _stored_segments(reader)
-    layers = reader.GetNumberOfComponents()
+    # A layer is a component of every voxel; in the oldest files a volume of a fourth dimension.
+    components = reader.GetNumberOfComponents()
+    layers = components * int(np.prod(reader.GetSize()[3:], dtype=object))
+    segments = _stored_segments(reader, layers)
     both_sides = {1, 2} <= {segment.side for segment in segments}
     if layers == 1 and not both_sides:
         return read_label_values(path)
     if not segments:
         raise InputError(f"{path} does not say which segments it holds; save it in Slicer again.")
-    if layers == 1:
-        check_shape(path, reader)
+    # With a left and a right kidney in the file, whatever else it holds is neither.
+    labelled = [
+        (segment.side if both_sides else number, segment)
+        for number, segment in enumerate(segments, start=1)
+        if segment.side or not both_sides
+    ]
+    stored_as = [(segment.layer, segment.value) for segment in segments]
+    for _, segment in labelled:
+        alone = stored_as.count((segment.layer, segment.value)) == 1
+        if segment.value == 0 or not 0 <= segment.layer < layers or not alone:
+            raise InputError(
+                f"{path} does not say which voxels belong to the segment {segment.name!r}; save it "
+                "in Slicer again."
+            )
+    check_grid(path, reader)
+    check_stored(path, reader)
     with quiet():
         try:
             image = reader.Execute()
         except RuntimeError as error:
-            raise InputError(
-                f"{path} cannot be read, it is damaged or truncated; {ANOTHER_COPY}."
-            ) from error
-    stored = sitk.GetArrayViewFromImage(image)
-    if stored.ndim == 3:
-        stored = stored[..., np.newaxis]
-    labels = np.zeros(stored.shape[:3], dtype=np.uint8)
-    for number, segment in enumerate(segments, start=1):
-        # With a left and a right kidney in the file, whatever else it holds is neither.
-        label = segment.side if both_sides else number
-        if label and segment.layer < layers:
-            labels[stored[..., segment.layer] == segment.value] = label
-    result = sitk.GetImageFromArray(labels)
-    result.CopyInformation(image)
-    return result
+            raise InputError(DAMAGED.format(path=path)) from error
+    stored = sitk.GetArrayViewFromImage(image).reshape(-1, *image.GetSize()[2::-1], components)
+    labels = np.zeros(stored.shape[1:4], np.int16)
+    for label, segment in labelled:
+        volume, component = divmod(segment.layer, components)
+        labels[stored[volume, ..., component] == segment.value] = label
+    return _as_labels(placed_as_read(collect(labels.shape, slabs_of(labels)), image, path), path)
