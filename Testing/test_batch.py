@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import os
 import shutil
 import signal
@@ -20,10 +21,10 @@ import slicerhost
 import toys
 from test_reading import ROOT, write_series
 
-from KidneySegLib import batch, bundle, reading, segment
+from KidneySegLib import batch, bundle, dicom, reading, segment
 from KidneySegLib import writing as writing_room
 from KidneySegLib.backends import choosing
-from KidneySegLib.errors import KidneySegError
+from KidneySegLib.errors import InputError, KidneySegError
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.reading import read_ct
 from KidneySegLib.writing import MERGED, SIDES
@@ -329,6 +330,87 @@ def test_a_reference_of_another_grid_fails_its_case_with_a_sentence(run, tmp_pat
     assert "lies on another grid" in rows(tmp_path / "out")["case_00001"]["error"]
 
 
+def test_a_reference_of_other_labels_fails_its_case_before_it_is_computed(
+    run, tmp_path, cts, monkeypatch
+):
+    walk, computed = segment.segment, []
+
+    def counted(scan, *arguments, **options):
+        computed.append(scan.name)
+        return walk(scan, *arguments, **options)
+
+    monkeypatch.setattr(segment, "segment", counted)
+    labels = sitk.ReadImage(str(cts / "case_00001" / "segmentation.nii.gz"))
+    other = sitk.ChangeLabel(labels, {2: 3})  # a cyst, in KiTS23
+    sitk.WriteImage(other, str(cts / "case_00001" / "segmentation.nii.gz"))
+    assert run("--reference", cts)[0] == 1
+    found = rows(tmp_path / "out")
+    assert "holds the values 1, 3" in found["case_00001"]["error"] and computed == ["ct"]
+    assert not found["deep/ct"]["error"]
+
+
+def test_a_listed_dicom_folder_with_a_file_that_cannot_be_opened_fails_alone(
+    run, tmp_path, cts, monkeypatch
+):
+    known = dicom.is_dicom_file
+
+    def is_dicom_file(path):
+        if path.name == "a.dcm":
+            raise InputError(f"{path} cannot be opened; check its permissions.")
+        return known(path)
+
+    write_series(tmp_path / "study", toys.toy(shape=(12, 24, 28))[0])
+    (tmp_path / "study" / "a.dcm").touch()
+    (tmp_path / "list.csv").write_text("input\nstudy\nin/deep/ct.nii.gz\n")
+    monkeypatch.setattr(dicom, "is_dicom_file", is_dicom_file)
+    code, _, err = run("--input", tmp_path / "list.csv")
+    assert code == 1 and err.startswith("1 of 2 CTs failed")
+    found = rows(tmp_path / "out")
+    assert "a.dcm cannot be opened" in found["study"]["error"] and not found["ct"]["error"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_ct_whose_name_is_no_utf_8_gets_its_row_and_the_others_are_segmented(run, tmp_path, cts):
+    (cts / "case_00001").rename(cts / os.fsdecode(b"M\xfcller"))
+    for _ in range(2):
+        code, out, err = run()
+        assert code == 1 and err.startswith("1 of 2 CTs failed")
+        assert "M\\udcfcller: error: " in out
+        found = rows(tmp_path / "out")
+        assert list(found) == ["deep/ct", "M\\udcfcller"] and not found["deep/ct"]["error"]
+        assert "is not UTF-8" in found["M\\udcfcller"]["error"]
+    assert len((tmp_path / "out/results.csv").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_loses_no_row(
+    run, tmp_path, cts, monkeypatch
+):
+    walk, said = segment.segment, []
+
+    def meanwhile(scan, *arguments, **options):
+        if not said:
+            said.append(None)
+            said.append(run("--input", cts / "deep"))
+        return walk(scan, *arguments, **options)
+
+    monkeypatch.setattr(segment, "segment", meanwhile)
+    assert run()[0] == 0
+    code, _, err = said[1]
+    assert code == 2 and err.startswith("error: Another run is writing into ")
+    assert list(rows(tmp_path / "out")) == ["case_00001", "deep/ct"]
+    assert run("--input", cts / "deep")[0] == 0
+    assert list(rows(tmp_path / "out")) == ["ct", "case_00001", "deep/ct"]
+
+
+def test_a_name_too_long_for_its_result_is_an_error_of_its_case(run, tmp_path, cts, toy_ct):
+    long = cts / ("x" * 245 + ".nii")  # more than 255 characters with what is added to it
+    long.write_bytes(gzip.decompress(toy_ct.read_bytes()))
+    assert run("--reference", cts)[0] == 1
+    found = rows(tmp_path / "out")
+    assert "its name is too long" in found["x" * 245]["error"]
+    assert not found["case_00001"]["error"] and not found["deep/ct"]["error"]
+
+
 def test_a_result_that_cannot_be_written_is_an_error_of_its_case(run, tmp_path, cts):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "deep").write_text("a file where a folder is needed")
@@ -342,7 +424,7 @@ def test_a_disk_that_is_full_for_a_while_fails_the_ct_that_met_it(run, tmp_path,
 
     def write_labels(labels, path, segments):
         write(labels, path, segments)
-        if "case_00001" in path.name:
+        if "case_00001" in writing_room.asked_for(path).name:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writing_room, "write_labels", write_labels)
@@ -388,7 +470,7 @@ def test_the_next_ct_is_read_and_the_last_one_written_while_one_is_computed(
         return walk(scan, *arguments, **options)
 
     def write_labels(labels, path, segments):
-        if "case_00001" in path.name:
+        if "case_00001" in writing_room.asked_for(path).name:
             assert events["computing"].wait(PATIENCE_S)
         write(labels, path, segments)
         events["written"].set()

@@ -54,7 +54,7 @@ def test_on_windows_files_of_any_name_are_opened(monkeypatch):
     cli.main(["models"])
     assert asked == []
     monkeypatch.setattr(cli.sys, "platform", "win32")
-    cli.paths_in_utf8()
+    cli.take_any_name()
     assert asked == [(cli.locale.LC_CTYPE, ".UTF8")]
 
 
@@ -279,7 +279,7 @@ def test_several_inputs_are_read_and_written_beside_computing(run, tmp_path, cas
         return walk(scan, *arguments, **options)
 
     def write_labels(labels, path, segments):
-        if "case_00001" in path.name:
+        if "case_00001" in writing.asked_for(path).name:
             assert events["computing"].wait(30)
         write(labels, path, segments)
 
@@ -507,3 +507,117 @@ def test_the_command_works_in_a_thread_and_gives_the_signals_back(tmp_path, toy_
     codes.append(cli.main([*arguments, str(tmp_path / "b.mha")]))
     assert codes == [0, 0]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- What must not happen ---------------------------------------------------------------------
+
+
+def failing_for(monkeypatch, name: str, error: Exception) -> None:
+    """Reading one CT meets an error."""
+    read = reading.read_ct
+
+    def read_ct(path, *arguments, **options):
+        if name in str(path):
+            raise error
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(reading, "read_ct", read_ct)
+
+
+def test_an_error_that_nobody_foresaw_does_not_stop_the_others(run, tmp_path, cases, monkeypatch):
+    failing_for(monkeypatch, "case_00001", ZeroDivisionError("of all\nthings"))
+    inputs = (cases / "case_00001", cases / "case_00002")
+    given = (*inputs, "--output", tmp_path / "out", "--report", tmp_path / "r.json")
+    code, out, err = run("segment", *given)
+    assert code == 1 and out.startswith("case_00002: ")
+    assert err.splitlines() == [
+        f"error: {cases}/case_00001: ZeroDivisionError: of all things",
+        "1 of 2 inputs failed.",
+    ]
+    reports = json.loads((tmp_path / "r.json").read_text())["cases"]
+    assert reports[0]["error"].endswith("ZeroDivisionError: of all\nthings")
+    assert "Traceback" in run("segment", *given, "--verbose")[2]
+
+
+def test_nobody_who_listens_ends_a_run_of_several_inputs(run, tmp_path, cases, monkeypatch):
+    failing_for(monkeypatch, "case_00001", BrokenPipeError())
+    inputs = (cases / "case_00001", cases / "case_00002")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the command turns away
+    code, out, err = run("segment", *inputs, "--output", tmp_path / "out")
+    assert (code, out, err) == (1, "", "") and not (tmp_path / "out").exists()
+
+
+def test_the_reference_of_a_folder_is_for_a_single_input_alone(run, tmp_path, cases, toy_sides):
+    references = tmp_path / "references"
+    (references / "case_00002").mkdir(parents=True)
+    shutil.copy(toy_sides, references / "case_00001.nii.gz")
+    shutil.copy(toy_sides, references / "case_00002" / "segmentation.nii.gz")
+    other = toys.image_of(np.roll(toys.toy()[1], 3, axis=1))
+    sitk.WriteImage(other, str(references / "segmentation.nii.gz"))
+    output = ("--output", tmp_path / "out", "--reference", references)
+    code, out, _ = run("segment", cases / "case_00001", cases / "case_00002", *output)
+    assert code == 0 and out.count("Dice 1.000") == 2
+    for case in cases.iterdir():
+        (case / "segmentation.nii.gz").unlink()
+        case.rename(case.with_name(case.name.replace("case", "other")))
+    code, _, err = run("segment", *sorted(cases.iterdir()), *output)
+    assert code == 3 and err.count("holds no reference for other_0000") == 2
+    alone = (cases / "other_00001", "--output", tmp_path / "k.nii.gz", "--reference", references)
+    code, out, _ = run("segment", *alone)
+    assert code == 0 and "Dice 0." in out
+
+
+def test_a_ct_is_not_its_own_reference(run, tmp_path, toy_ct, toy_sides):
+    shutil.copy(toy_ct, tmp_path / "ct.nii.gz")
+    shutil.copy(toy_sides, tmp_path / "segmentation.nii.gz")
+    given = (tmp_path / "ct.nii.gz", "--reference", tmp_path, "--output", tmp_path / "k.mha")
+    code, out, _ = run("segment", *given)
+    assert code == 0 and "Dice 1.000" in out
+
+
+def test_a_reference_of_other_labels_is_refused_before_any_computing(
+    run, tmp_path, toy_ct, toy_sides, monkeypatch
+):
+    other = sitk.ChangeLabel(sitk.ReadImage(str(toy_sides)), {2: 3})  # a cyst, in KiTS23
+    sitk.WriteImage(other, str(tmp_path / "r.nii.gz"))
+    monkeypatch.setattr(segment, "segment", None)
+    given = (toy_ct, "--output", tmp_path / "k.nii.gz", "--reference", tmp_path / "r.nii.gz")
+    code, _, err = run("segment", *given)
+    assert code == 3 and f"{tmp_path}/r.nii.gz holds the values 1, 3" in err
+
+
+def test_a_label_map_for_a_grid_that_nifti_rounds_says_what_to_choose(run, tmp_path):
+    ct = toys.image_of(toys.toy()[0])
+    ct.SetOrigin((-1e7 - 1 / 3, 0.0, 0.0))
+    sitk.WriteImage(ct, str(tmp_path / "ct.nrrd"))
+    code, _, err = run("segment", tmp_path / "ct.nrrd", "--output", tmp_path / "k.nii.gz")
+    assert code == 1 and "give a name that ends in .nrrd or .mha" in err and "disk" not in err
+    assert run("segment", tmp_path / "ct.nrrd", "--output", tmp_path / "k.nrrd")[0] == 0
+
+
+def test_no_model_is_overwritten(run, tmp_path, toy_ct, toy_model):
+    model = tmp_path / "run" / "model"
+    shutil.copytree(toy_model.folder, model)
+    before = everything_in(tmp_path)
+    report = ("--report", model / "model.json", "--model", model)
+    code, _, err = run("segment", toy_ct, "--output", tmp_path / "k.nii.gz", *report)
+    assert code == 2 and "is an input and is not overwritten" in err
+    training = ("--data", tmp_path, "--output", tmp_path / "run")
+    for command in (
+        ("train", *training, "--init-from", model),
+        ("train", *training, "--finder", model),
+        ("train-second-look", "--data", tmp_path, "--model", model, "--output", tmp_path / "run"),
+        ("train-second-look", "--data", tmp_path, "--model", model, "--output", model),
+    ):
+        code, _, err = run(*command)
+        assert code == 2 and "would be replaced with" in err
+    assert everything_in(tmp_path) == before
+
+
+def test_no_recipe_is_overwritten(run, tmp_path):
+    recipe = tmp_path / "results.json"
+    recipe.write_text(json.dumps({"stages": [{"name": "only", "epochs": 1}]}))
+    before = everything_in(tmp_path)
+    code, _, err = run("recipe", recipe, "--data", tmp_path, "--output", tmp_path, "--folds", 2)
+    assert code == 2 and "is an input and is not overwritten" in err
+    assert everything_in(tmp_path) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -168,3 +169,23 @@ def test_bad_input_is_one_sentence(folders, monkeypatch, capsys, arguments, code
     assert cli.main(["compare", *arguments.split()]) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_no_result_that_is_compared_is_overwritten(folders, tmp_path, capsys) -> None:
+    for name in ("old", "new"):
+        evaluate_folders(folders[name], folders["references"], distances=False).to_json(
+            tmp_path / f"{name}.json"
+        )
+    given = [str(tmp_path / f"{name}.json") for name in ("old", "new")]
+    before = toys.everything_in(tmp_path)
+    for name in given:
+        assert cli.main(["compare", *given, "--report", name]) == 2
+        assert "is an input and is not overwritten" in capsys.readouterr().err
+    assert toys.everything_in(tmp_path) == before
+
+
+def test_models_whose_names_are_no_utf_8_are_compared(folders, tmp_path, capsys) -> None:
+    strange = os.fsdecode(b"M\xfcller")
+    given = [str(folders["old"]), "--reference", str(folders["references"])]
+    assert cli.main(["compare", str(folders["new"]), *given, "--names", strange, "b"]) == 0
+    assert "M\\udcfcller" in capsys.readouterr().out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from KidneySegLib.evaluation import (
     definitions,
     evaluate_case,
     evaluate_folders,
+    write_table,
 )
 from KidneySegLib.pairing import pair_up
 
@@ -303,7 +306,39 @@ def test_two_predictions_of_one_case_leave_one_over(tmp_path) -> None:
     assert [one.path.name for one in pairing.extra] == ["case_1_kidneys.nii.gz"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_link_that_leads_back_adds_no_label_map(tmp_path) -> None:
+    for name in ("p/a.nii.gz", "p/b.nii.gz", "r/a.nii.gz", "r/b/segmentation.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for folder in ("p", "r"):
+        (tmp_path / folder / "back").symlink_to(tmp_path / folder)
+    pairing = pair_up(tmp_path / "p", tmp_path / "r")
+    assert [pair.name for pair in pairing.pairs] == ["a", "b"]
+    assert not pairing.missing and not pairing.extra
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_label_map_whose_name_is_no_utf_8_has_a_name_that_is(tmp_path) -> None:
+    for folder in "pr":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / os.fsdecode(b"M\xfcller.nii.gz")).touch()
+    (pair,) = pair_up(tmp_path / "p", tmp_path / "r").pairs
+    assert pair.name == "M\\udcfcller"
+    write_table(["case"], [{"case": os.fsdecode(b"M\xfcller")}], tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_text() == "case\nM\\udcfcller\n"
+
+
 # --- the command ------------------------------------------------------------------------------
+
+
+def test_no_input_is_overwritten(folders, tmp_path, capsys) -> None:
+    prediction, reference = tmp_path / "prediction.json", folders[1] / "b"
+    prediction.write_text("a label map under another name")
+    before = everything_in(tmp_path)
+    assert cli.main(["evaluate", *map(str, (prediction, reference, "--report", prediction))]) == 2
+    assert "is an input and is not overwritten" in capsys.readouterr().err
+    assert everything_in(tmp_path) == before
 
 
 def test_evaluate_writes_table_and_json_and_names_what_it_left_out(folders, tmp_path, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +295,16 @@ def test_data_of_which_nothing_can_be_read_is_refused(data: Path, tmp_path: Path
     shutil.copytree(data / "bad", tmp_path / "data" / "bad")
     with pytest.raises(InputError, match="No case can be read"):
         explore([tmp_path / "data"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_case_whose_name_is_no_utf_8_is_told(data: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(data / "anna", tmp_path / "data" / "anna")
+    shutil.copytree(data / "ben", tmp_path / "data" / os.fsdecode(b"M\xfcller"))
+    output = tmp_path / "page.html"
+    assert main(["explore", str(tmp_path / "data"), "--output", str(output), "--slices", "0"]) == 0
+    assert "not shown: M\\udcfcller: " in capsys.readouterr().out
+    assert read_page(output.read_text(encoding="utf-8")).column("cases", "Case") == ["anna"]
 
 
 def test_the_table_of_cases_sorts_in_a_browser(page_file: Path, tmp_path: Path) -> None:

@@ -526,3 +526,23 @@ def test_a_missing_package_is_named_with_how_to_install_it(
     monkeypatch.setitem(sys.modules, "skimage", None)
     assert main(["export", str(toy_sides), "--output", str(tmp_path / "kidneys.stl")]) == 2
     assert 'pip install "kidneyseg[exports]"' in capsys.readouterr().err
+
+
+def test_no_input_is_overwritten(toy_ct, toy_sides, series, labels, tmp_path, capsys):
+    case, tables = tmp_path / "case", tmp_path / "tables"
+    case.mkdir()
+    shutil.copy(toy_ct, case / "imaging.nii.gz")
+    assert main(["export", str(toy_sides), "--output", str(tables), "--format", "csv"]) == 0
+    before = toys.everything_in(tmp_path)
+    for source, output, *more in (
+        (toy_sides, case / "imaging.nii.gz", "--like", case),
+        (toy_sides, case / "imaging.nii.gz", "--dicom", case),
+        (tables, tables / "left_kidney.csv", "--like", case),
+    ):
+        assert main(["export", *map(str, (source, "--output", output, *more))]) == 2
+        assert "is an input and is not overwritten" in capsys.readouterr().err
+    slice_of_ct = sorted(series.iterdir())[0]
+    given = ["--output", slice_of_ct, "--like", series, "--dicom", case, "--by-hand"]
+    assert main(["export", *map(str, (toy_sides, *given))]) == 2
+    assert "lies in the folder of the CT" in capsys.readouterr().err
+    assert toys.everything_in(tmp_path) == before

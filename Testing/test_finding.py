@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from test_reading import CORONAL, ROOT, write_series
 
 from KidneySegLib.errors import InputError, UsageError
-from KidneySegLib.finding import find_cases, read_list, with_references
+from KidneySegLib.finding import Case, find_cases, read_list, with_references
 from KidneySegLib.reading import read_ct
 
 SLICES = np.arange(8 * 6 * 7).reshape(8, 6, 7).astype(np.uint16)
@@ -97,6 +97,15 @@ def test_names_are_unique_on_file_systems_that_ignore_case(tmp_path):
     for name in ("ct.nii.gz", "ct.nrrd", "ct_2.nrrd"):
         volume(tmp_path / name)
     assert names(tmp_path) == ["ct", "ct_3", "ct_2"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_ct_whose_name_is_no_utf_8_is_found_under_a_name_that_is(tmp_path):
+    case = tmp_path / os.fsdecode(b"M\xfcller")
+    case.mkdir()
+    (case / "imaging.nii.gz").touch()
+    (found,) = find_cases(tmp_path)[0]
+    assert (found.name, found.source) == ("M\\udcfcller", case)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
@@ -220,6 +229,7 @@ def test_another_column_can_name_the_references(tmp_path):
         ("file\nct.nii.gz\n", "has no column 'input'"),
         ("", "has no column 'input'"),
         ("input,name\n,first\n", "line 2, names no input"),
+        ("name,input\nfirst,ct.nii.gz\nsecond\n", "line 3, names no input"),
         ("input,name\nct.nii.gz,../up\n", "is no name for results"),
         ("input,name\nct.nii.gz,/root\n", "is no name for results"),
         ("input,name\nct.nii.gz,C:\\x\n", "is no name for results"),
@@ -280,3 +290,8 @@ def test_a_reference_that_tells_left_from_right_comes_first(tmp_path, toy_ct, to
         shutil.copy(toy_sides, case / name)
     (found,) = with_references(find_cases(tmp_path)[0], tmp_path)
     assert found.reference == case / "sides.nii.gz"
+
+
+def test_a_ct_with_the_longest_of_names_has_no_reference_and_that_is_no_error(tmp_path):
+    case = Case("x" * 250, tmp_path / "ct.nii.gz")
+    assert with_references([case], tmp_path) == [case]

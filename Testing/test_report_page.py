@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -154,16 +155,94 @@ def test_a_ct_that_is_not_there_is_told_and_the_others_are_drawn(folders: Path) 
     some = folders / "some"
     for name in "ab":
         shutil.copytree(folders / "cases" / name, some / name, dirs_exist_ok=True)
-    page = read_page(str(report_page(cohort, load=Files(some))))
+    page = read_page(str(report_page(cohort, load=Files(some).of(cohort))))
     assert page.tags.count("img") == 2
     assert "holds no CT named c" in page.words_shown
     with pytest.raises(InputError, match="holds no CT"):
         Files(folders / "nowhere")
 
 
+def test_no_case_is_drawn_on_the_ct_of_another_patient(folders: Path, tmp_path: Path) -> None:
+    cohort = cohort_of(folders)
+    (tmp_path / "one").mkdir()
+    shutil.copy(folders / "cases/a/imaging.nii.gz", tmp_path / "one/a.nii.gz")
+    for images in (tmp_path / "one", tmp_path / "one/a.nii.gz", folders / "cases/a"):
+        load = Files(images).of(cohort)
+        load(cohort.cases[0])
+        with pytest.raises(InputError, match="holds no CT named b"):
+            load(cohort.cases[1])
+
+
+def test_the_only_ct_is_that_of_the_only_case(folders: Path, tmp_path: Path) -> None:
+    alone = replace(cohort_of(folders), cases=cohort_of(folders).cases[:1])
+    shutil.copy(folders / "cases/a/imaging.nii.gz", tmp_path / "ct.nii.gz")
+    for images in (tmp_path, tmp_path / "ct.nii.gz"):
+        Files(images).of(alone)(alone.cases[0])
+
+
+@pytest.mark.parametrize(
+    ("cases", "cts", "found"),
+    [
+        (["a", "b"], ["ward/a", "b"], {"a": "ward/a", "b": "b"}),
+        (["ward/a", "b"], ["A", "b"], {"ward/a": "A", "b": "b"}),
+        (["east/a", "b"], ["west/a", "b"], {"b": "b"}),  # another patient
+        (["a", "b"], ["east/a", "west/a", "b"], {"b": "b"}),
+        (["east/a", "west/a"], ["a", "x"], {}),
+        (["a", "west/a"], ["a", "x"], {"a": "a"}),
+    ],
+)
+def test_a_ct_is_found_by_its_name_and_folders_that_are_not_those_of_another(
+    folders: Path, tmp_path: Path, cases: list[str], cts: list[str], found: dict[str, str]
+) -> None:
+    whole = cohort_of(folders)
+    cohort = replace(whole, cases=tuple(replace(whole.cases[0], name=name) for name in cases))
+    ct = sitk.ReadImage(str(folders / "cases/a/imaging.nii.gz"))
+    for more, name in enumerate(cts):
+        (tmp_path / name).mkdir(parents=True)
+        sitk.WriteImage(ct + more, str(tmp_path / name / "imaging.nii.gz"))
+    load = Files(tmp_path).of(cohort)
+    for case in cohort.cases:
+        if case.name not in found:
+            with pytest.raises(InputError, match=f"holds no CT named {case.name}"):
+                load(case)
+            continue
+        more = cts.index(found[case.name])
+        assert sitk.GetArrayViewFromImage(load(case)[0]).min() == toys.AIR + more
+
+
+def test_a_reference_of_another_patient_is_not_drawn(folders: Path, tmp_path: Path) -> None:
+    """References may have moved since the evaluation; what is not there stays where it was."""
+    whole = cohort_of(folders)
+    case = replace(whole.cases[0], name="east/a")
+    cohort = replace(whole, cases=(case,))
+    empty = toys.image_of(np.zeros(toys.SHAPE, np.uint8))
+    for name, drawn in (("west", 2), ("east", 0)):
+        (tmp_path / name / "a").mkdir(parents=True)
+        sitk.WriteImage(empty, str(tmp_path / name / "a" / "sides.nii.gz"))
+        _, _, reference = Files(folders / "cases/a", tmp_path).of(cohort)(case)
+        assert sitk.GetArrayViewFromImage(reference).max() == drawn
+
+
+def test_no_input_is_overwritten(folders: Path, tmp_path: Path, capsys) -> None:
+    table = tmp_path / "cases.html"
+    table.write_text("case\na\n")
+    given = [str(folders / "predictions"), "--reference", str(folders / "cases")]
+    assert main(["report", *given, "--cases", str(table), "--output", str(table)]) == 2
+    assert "is an input and is not overwritten" in capsys.readouterr().err
+    assert table.read_text() == "case\na\n"
+
+
+def test_cases_whose_names_are_no_utf_8_are_told(folders: Path, tmp_path: Path, capsys) -> None:
+    problem = Problem("case", "unusable", os.fsdecode(b"M\xfcller.nii.gz cannot be read"))
+    replace(cohort_of(folders), problems=(problem,)).to_json(tmp_path / "e.json")
+    arguments = [str(tmp_path / "e.json"), "--output", str(tmp_path / "r.html")]
+    assert main(["report", *arguments]) == 0
+    assert "M\\udcfcller.nii.gz cannot be read" in capsys.readouterr().out
+
+
 def test_no_more_pictures_are_drawn_than_asked_for(folders: Path) -> None:
     cohort = cohort_of(folders)
-    load = Files(folders / "cases")
+    load = Files(folders / "cases").of(cohort)
     assert read_page(str(report_page(cohort, load=load, pictures=1))).tags.count("img") == 1
     none = read_page(str(report_page(cohort, load=load, pictures=0)))
     assert none.tags.count("img") == 0
@@ -332,5 +411,7 @@ def test_the_page_is_drawn(report: Path, tmp_path: Path) -> None:
 
 def test_the_look_of_pictures_is_the_callers(folders: Path) -> None:
     look = Look(window=(0.0, 100.0))
-    page = read_page(str(report_page(cohort_of(folders), load=Files(folders / "cases"), look=look)))
+    cohort = cohort_of(folders)
+    load = Files(folders / "cases").of(cohort)
+    page = read_page(str(report_page(cohort, load=load, look=look)))
     assert "0 to 100 HU" in page.words_shown

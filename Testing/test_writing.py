@@ -22,6 +22,7 @@ from KidneySegLib.writing import (
     SIDES,
     atomic,
     check_output,
+    only_writer,
     write_json,
     write_labels,
 )
@@ -167,12 +168,24 @@ def test_a_place_that_takes_no_files_is_told():
 def test_a_file_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "a" / "b" / "x.nii.gz"
     with atomic(path) as temporary:
-        assert temporary.parent == path.parent and temporary.name.endswith("x.nii.gz")
+        assert temporary.parent == path.parent
+        assert temporary.name.startswith(".") and temporary.name.endswith(".nii.gz")
         temporary.write_text("half")
         assert not path.exists()
         temporary.write_text("whole")
     assert path.read_text() == "whole"
     assert everything_in(tmp_path) == ["a", "a/b", "a/b/x.nii.gz"]
+
+
+@pytest.mark.parametrize("suffix", LABEL_SUFFIXES)
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, suffix):
+    path = tmp_path / ("x" * (255 - len(suffix)) + suffix)
+    with atomic(path) as temporary:  # writers may nest
+        write_labels(kidneys(), temporary, SIDES)
+    assert sitk.GetArrayFromImage(read_labels(path)).max() == 2
+    with pytest.raises(KidneySegError, match="its name is too long; give a shorter one"):
+        write_labels(kidneys(), path.with_name(f"x{path.name}"), SIDES)
+    assert everything_in(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -266,6 +279,22 @@ def test_a_file_that_reads_back_differently_does_not_count_as_written(tmp_path, 
     assert everything_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("suffix", LABEL_SUFFIXES)
+def test_a_grid_that_nifti_cannot_hold_is_told_apart_from_a_full_disk(tmp_path, suffix):
+    labels = kidneys()
+    labels.SetSpacing((0.05, 0.05, 0.05))
+    labels.SetOrigin((-100000.013, 0.0, 0.0))
+    if not suffix.startswith(".nii"):
+        write_labels(labels, tmp_path / f"x{suffix}", SIDES)
+        return
+    with pytest.raises(KidneySegError) as caught, atomic(tmp_path / f"x{suffix}") as temporary:
+        write_labels(labels, temporary)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / f'x{suffix}'} cannot hold the grid of the CT, which NIfTI")
+    assert said.endswith("give a name that ends in .nrrd or .mha.") and "origin -100000" in said
+    assert everything_in(tmp_path) == []
+
+
 def test_an_error_of_the_reader_is_no_input_error_of_the_user(tmp_path, monkeypatch):
     def truncated(path, labels):
         raise InputError(f"{path} is truncated.")
@@ -307,3 +336,74 @@ def test_an_error_names_the_file_that_was_asked_for_and_no_temporary_one(tmp_pat
         write_json({}, temporary)
     assert str(caught.value).startswith(f"{wanted} cannot be written, the disk is full")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_of_a_name_is_no_utf_8_is_escaped(tmp_path):
+    data = {"input": os.fsdecode(b"M\xfcller/Jos\xc3\xa9.nii.gz")}
+    write_json(data, tmp_path / "report.json")
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert "M\\udcfcller/José" in text and json.loads(text) == data
+
+
+def test_an_output_whose_name_is_no_utf_8_is_refused(tmp_path):
+    """The libraries that write images end the process at such a name."""
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    for refuse in (
+        lambda: check_output(folder, None),
+        lambda: check_output(folder / "x.nii.gz"),
+        lambda: write_labels(kidneys(), folder / "x.nii.gz"),
+    ):
+        with pytest.raises(UsageError, match="has a name that is not UTF-8; give another one"):
+            refuse()
+    assert everything_in(tmp_path) == []
+
+
+# --- One run at a time ------------------------------------------------------------------------
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path):
+    folder = tmp_path / "new" / "er"
+    refused = pytest.raises(UsageError, match="er; wait for its end, or give another folder")
+    with only_writer(folder), only_writer(tmp_path / "other"), refused, only_writer(folder):
+        pass
+    with only_writer(folder):
+        (folder / "x").touch()
+    assert everything_in(tmp_path) == ["new", "new/er", "new/er/x"]
+
+
+def test_a_folder_of_a_killed_run_is_free_again(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from KidneySegLib.writing import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(UsageError, match="Another run is writing"), only_writer(tmp_path):
+            pass
+        process.kill()
+    with only_writer(tmp_path):
+        pass
+    assert everything_in(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of POSIX")
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with only_writer(tmp_path), only_writer(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(KidneySegError, match="cannot be written"), only_writer(tmp_path / "file/x"):
+        pass

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from KidneySegLib import __version__
-from KidneySegLib.cli import Parser, fail, own_stderr
-from KidneySegLib.commands.common import LABELS, one_thread_for_numpy
+from KidneySegLib.cli import Parser, fail, own_stderr, take_any_name
+from KidneySegLib.commands.common import LABELS, one_thread_for_numpy, read_reference
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 all segmented; 1 some failed; 2 wrong usage; 3 no CT found; 4 unusable model; 130 stopped.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names of files may not fit the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
+    take_any_name()
     options = parser().parse_args(arguments)
     try:
         with own_stderr(), _stopped_by_signals():
@@ -202,7 +200,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     from KidneySegLib.modelplaces import find_model
-    from KidneySegLib.writing import check_output
+    from KidneySegLib.writing import check_output, only_writer
 
     check_output(options.output, None)
     _keep_inputs(cases, options)
@@ -211,6 +209,11 @@ def run(options: argparse.Namespace) -> int:
 
         start_scene()
     model = find_model(options.model)
+    with only_writer(options.output):
+        return _work_through(cases, model, options)
+
+
+def _work_through(cases: Sequence[Case], model: Model, options: argparse.Namespace) -> int:
     table = Table.load(options.output / TABLE)
     settings = _settings(model, options)
     states = {case.name: state_of(case, settings) for case in cases}
@@ -228,6 +231,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if waiting:
         # Before there are threads: what two of them import at once, one may see half.
+        import KidneySegLib.measure
         import KidneySegLib.reading  # noqa: F401
         from KidneySegLib.pipeline import pipeline
 
@@ -255,7 +259,14 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     UsageError
         The table or the reference cannot be used.
     """
-    from KidneySegLib.finding import CT_SUFFIXES, Case, find_cases, read_list, with_references
+    from KidneySegLib.finding import (
+        CT_SUFFIXES,
+        Case,
+        find_cases,
+        printable,
+        read_list,
+        with_references,
+    )
     from KidneySegLib.reading import case_name
 
     source, reference = options.input, options.reference
@@ -267,7 +278,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         print(f"Looking for CTs in {source}", flush=True)
         cases, left_out = find_cases(source, skip=[options.output])
     elif source.name.lower().endswith(CT_SUFFIXES):
-        cases = [Case(case_name(source), source, listed=True)]
+        cases = [Case(printable(case_name(source)), source, listed=True)]
     elif folder is None and reference:
         cases = read_list(source, reference)
     else:
@@ -354,14 +365,12 @@ class _Batch:
         self.backend = open_backend(self.model, options.device, options.precision, options.backend)
 
     def read(self, case: Case, cancelled: Callable[[], bool]) -> _Read:
-        from KidneySegLib.reading import LabelMap, read_ct, read_labels
+        from KidneySegLib.reading import read_ct
 
         scan = read_ct(case.source, case.series_uid, case.files or None, cancelled=cancelled)
         if not case.listed and _holds_labels(scan.image):
             return _Read(None)
-        reference = None
-        if case.reference is not None:
-            reference = LabelMap(read_labels(case.reference), case.reference)
+        reference = None if case.reference is None else read_reference(case.reference)
         return _Read(replace(scan, name=case.name.rpartition("/")[2]), reference)
 
     def compute(self, turn: Turn[Case], read: _Read) -> _Found:
@@ -499,7 +508,11 @@ def state_of(case: Case, settings: Sequence[Any]) -> str:
     from KidneySegLib.finding import files_of
 
     reference = None if case.reference is None else _fact(case.reference)
-    facts = [*settings, case.series_uid, reference, [_fact(file) for file in files_of(case)]]
+    try:
+        files = files_of(case)
+    except InputError:  # as of `_fact`
+        files = []
+    facts = [*settings, case.series_uid, reference, [_fact(file) for file in files]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -587,7 +600,7 @@ class Table:
         order = dict.fromkeys(name for name in (*first, *self.rows) if name in self.rows)
         with (
             atomic(self.path) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
         ):
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done; 1 failed; 2 wrong usage; 3 unusable input; 4 unusable model; 130 stopped.
     """
-    paths_in_utf8()
+    take_any_name()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser(training=given[:1] == [train.NAME]).parse_args(given)
     try:
@@ -55,12 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(KidneySegError(text), 1, options)
 
 
-def paths_in_utf8() -> None:
-    """Have the C++ libraries open files of any name on Windows.
+def take_any_name() -> None:
+    """Print names of files that do not fit the terminal's encoding, and open them on Windows.
 
-    They hand names in UTF-8 to its C library, which takes them for the code page of the machine;
-    that cannot open what lies below ``C:\\Users\\Jürgen``.
+    There ITK hands names in UTF-8 to the C library, which takes them for the code page of the
+    machine; that cannot open what lies below ``C:\\Users\\Jürgen``.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if sys.platform == "win32":
         with suppress(locale.Error):  # before Windows 10 1803, which knows no UTF-8
             locale.setlocale(locale.LC_CTYPE, ".UTF8")

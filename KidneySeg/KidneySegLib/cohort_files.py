@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.evaluation import CaseScores, Cohort
-from KidneySegLib.finding import Case, find_cases
+from KidneySegLib.finding import Case, find_cases, printable
 from KidneySegLib.pairing import find_labels
 from KidneySegLib.reading import case_name, read_ct, read_labels
 
 Images = tuple[sitk.Image, sitk.Image, sitk.Image]
+Found = TypeVar("Found")
 
 
 class Origin(NamedTuple):
@@ -167,7 +168,7 @@ def _timing(seconds: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 class Files:
-    """CT, prediction and reference of a case from the files they are in."""
+    """CT, prediction and reference of cases from the files they are in."""
 
     def __init__(self, images: Path, references: Path | None = None) -> None:
         """Look for the CTs of cases.
@@ -175,7 +176,7 @@ class Files:
         Parameters
         ----------
         images
-            Folder with CTs or case folders of the cases' names; or the CT of the only case.
+            Folder with CTs or case folders of the cases' names; or one CT, of the only case.
         references
             Where the references are now, if not where the evaluation found them.
 
@@ -185,40 +186,58 @@ class Files:
             There is no such folder, or no CT or no label map in it.
         """
         self.images = images
-        cases = find_cases(images)[0] if images.is_dir() else [Case(case_name(images), images)]
+        if images.is_dir():
+            cases = find_cases(images)[0]
+        else:
+            cases = [Case(printable(case_name(images)), images)]
         if not images.exists() or not cases:
             raise InputError(f"{images} holds no CT; give the folder with the CTs of the cases.")
-        self._only = cases[0] if len(cases) == 1 else None
-        self._cases = _by_name([(case.name, case) for case in cases])
+        self._cases = {case.name: case for case in cases}
         self._references: dict[str, Path] = {}
         if references is not None:
-            found = find_labels(references)
-            self._references = _by_name([(one.name, one.path) for one in found])
+            self._references = {one.name: one.path for one in find_labels(references)}
 
-    def __call__(self, case: CaseScores) -> Images:
-        """The images of a case.
+    def of(self, cohort: Cohort) -> Callable[[CaseScores], Images]:
+        """What gives the images of a case of a cohort.
 
-        Raises
-        ------
-        InputError
-            One of them is not there or cannot be read.
+        It raises an `InputError` where one of them is not there or cannot be read.
         """
-        last = PurePosixPath(case.name).name.casefold()
-        source = self._cases.get(case.name.casefold()) or self._cases.get(last) or self._only
-        if source is None:
-            raise InputError(f"{self.images} holds no CT named {case.name}.")
-        reference = self._references.get(case.name.casefold()) or self._references.get(last)
-        scan = read_ct(source.source, source.series_uid, source.files or None)
-        prediction = read_labels(case.prediction)
-        return scan.image, prediction, read_labels(reference or case.reference)
+        names = [case.name for case in cohort.cases]
+        sources = _matched(names, self._cases)
+        references = _matched(names, self._references)
+        if len(names) == len(self._cases) == 1:
+            sources = dict(zip(names, self._cases.values(), strict=True))
+
+        def images_of(case: CaseScores) -> Images:
+            source = sources.get(case.name)
+            if source is None:
+                raise InputError(f"{self.images} holds no CT named {case.name}.")
+            scan = read_ct(source.source, source.series_uid, source.files or None)
+            prediction = read_labels(case.prediction)
+            return scan.image, prediction, read_labels(references.get(case.name, case.reference))
+
+        return images_of
 
 
-def _by_name(found: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """By whole name, and by its last part where that is one's own."""
-    last = Counter(PurePosixPath(name).name.casefold() for name, _ in found)
-    named = {
-        short: value
-        for name, value in found
-        if last[short := PurePosixPath(name).name.casefold()] == 1
-    }
-    return named | {name.casefold(): value for name, value in found}
+def _matched(names: Sequence[str], found: Mapping[str, Found]) -> dict[str, Found]:
+    """To each name what is called so, or so but for the folders around it.
+
+    The latter counts only where it fits nothing else: another hospital's `case_1` is another
+    patient.
+    """
+    keys = {name.casefold(): name for name in found}
+    pairs = {name: keys[name.casefold()] for name in names if name.casefold() in keys}
+    near = [
+        (name, other)
+        for name in set(names) - set(pairs)
+        for other in set(found) - set(pairs.values())
+        if _within(name.casefold(), other.casefold())
+    ]
+    ours, theirs = Counter(name for name, _ in near), Counter(other for _, other in near)
+    pairs |= {name: other for name, other in near if ours[name] == theirs[other] == 1}
+    return {name: found[other] for name, other in pairs.items()}
+
+
+def _within(one: str, other: str) -> bool:
+    """Whether one name is the other one without the first of its folders."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")

@@ -140,7 +140,7 @@ def report_page(
     title
         Of the page; by default after the folder of the predictions.
     load
-        Gives CT, prediction and reference of a case, for pictures; see `Files`. A
+        Gives CT, prediction and reference of a case, for pictures; see `Files.of`. A
         `KidneySegError` of it is told in the page. Without it there are no pictures.
     origins
         Of the cases, as `origins_of` gives them.

@@ -670,7 +670,9 @@ def write_table(
     writer.writeheader()
     writer.writerows(rows)
     with atomic(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+        temporary.write_text(
+            text.getvalue(), encoding="utf-8", errors="backslashreplace", newline=""
+        )
 
 
 def _column(name: str, part: str) -> str:

@@ -81,6 +81,14 @@ def files_of(case: Case) -> list[Path]:
     return sorted(dicom_files(case.source)) if case.source.is_dir() else [case.source]
 
 
+def printable(text: str) -> str:
+    """The name of a file or a sentence about it, as text that any file and any screen takes.
+
+    Names may hold bytes that are not UTF-8; backslashes stand in their place.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A file, folder or series that is not taken, and why."""
@@ -115,7 +123,7 @@ def find_cases(folder: Path, skip: Sequence[Path] = ()) -> tuple[list[Case], lis
     cases: list[Case] = []
     left_out: list[LeftOut] = []
     dicom: list[Path] = []
-    for parent, names in _folders(folder, skip, left_out):
+    for parent, names in folders_below(folder, skip, left_out):
         imaging = next((name for name in IMAGING if name in names), None)
         if imaging is not None:
             cases.append(Case(_relative(parent, folder), parent))
@@ -138,13 +146,24 @@ def find_cases(folder: Path, skip: Sequence[Path] = ()) -> tuple[list[Case], lis
     return _unique(cases), left_out
 
 
-def _folders(
-    top: Path, skip: Sequence[Path], left_out: list[LeftOut]
+def folders_below(
+    top: Path, skip: Sequence[Path] = (), left_out: list[LeftOut] | None = None
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder with the names of its files, both in order."""
+    """A folder and all folders inside it, each once, with the names of its files, in their order.
+
+    Links are followed; what is hidden is passed over.
+
+    Parameters
+    ----------
+    skip
+        Folders that are not entered.
+    left_out
+        Gets the folders that cannot be opened.
+    """
 
     def unreadable(error: OSError) -> None:
-        left_out.append(LeftOut(str(error.filename), f"cannot be opened ({error.strerror})"))
+        if left_out is not None:
+            left_out.append(LeftOut(str(error.filename), f"cannot be opened ({error.strerror})"))
 
     avoided = {path.resolve() for path in skip}
     seen = set()
@@ -191,13 +210,14 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _unique(cases: Sequence[Case]) -> list[Case]:
     """No two names alike, not even on file systems that ignore case."""
-    taken = Counter(case.name.casefold() for case in cases)
+    given = [printable(case.name) for case in cases]
+    taken = Counter(name.casefold() for name in given)
     seen: set[str] = set()
     named = []
-    for case in cases:
-        name, number = case.name, 2
-        while name.casefold() in seen or (name != case.name and name.casefold() in taken):
-            name, number = f"{case.name}_{number}", number + 1
+    for case, own in zip(cases, given, strict=True):
+        name, number = own, 2
+        while name.casefold() in seen or (name != own and name.casefold() in taken):
+            name, number = f"{own}_{number}", number + 1
         seen.add(name.casefold())
         named.append(replace(case, name=name))
     return named
@@ -317,7 +337,7 @@ def read_list(path: Path, reference_column: str = "reference") -> list[Case]:
         cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
         if not any(cells.values()):
             continue
-        if not cells["input"]:
+        if not cells.get("input"):
             raise UsageError(f"{path}, line {lines.line_num}, names no input; give its path.")
         name = cells.get("name", "")
         if name and not _is_name(name):
@@ -363,28 +383,35 @@ def with_references(cases: Sequence[Case], folder: Path) -> list[Case]:
     For a case `a/ct` that is `a/ct/segmentation.nii.gz` or `a/ct.nii.gz`, or in a folder that
     holds one CT only `a/segmentation.nii.gz`, with the other names and suffixes of references.
     """
+    return [
+        replace(case, reference=next(iter(found), None)) if case.reference is None else case
+        for case, found in zip(cases, references_in(folder, cases), strict=True)
+    ]
+
+
+def references_in(folder: Path, cases: Sequence[Case]) -> list[list[Path]]:
+    """For each case what a folder holds that may be its reference; the first is taken."""
     alone = Counter(PurePosixPath(case.name).parent for case in cases)
     return [
-        replace(case, reference=_reference_of(case, folder, alone))
-        if case.reference is None
-        else case
+        [
+            path
+            for path in _reference_places(case, folder, alone)
+            # Unlike its namesake in pathlib, it takes a name that is too long.
+            if os.path.isfile(path) and not _same(path, case.source)
+        ]
         for case in cases
     ]
 
 
-def _reference_of(case: Case, folder: Path, alone: Counter[PurePosixPath]) -> Path | None:
+def _reference_places(case: Case, folder: Path, alone: Counter[PurePosixPath]) -> list[Path]:
     # Of a case folder that was given itself, the name is not a part of the way.
     own = [case.source] if case.source.resolve() == folder.resolve() else []
-    candidates = [
-        parent / name for parent in (folder / case.name, *own) for name in REFERENCE_NAMES
-    ]
-    candidates += [folder / f"{case.name}{suffix}" for suffix in REFERENCE_SUFFIXES]
+    places = [parent / name for parent in (folder / case.name, *own) for name in REFERENCE_NAMES]
+    places += [folder / f"{case.name}{suffix}" for suffix in REFERENCE_SUFFIXES]
     parent = PurePosixPath(case.name).parent
     if alone[parent] == 1:
-        candidates += [folder / parent / name for name in REFERENCE_NAMES]
-    return next(
-        (path for path in candidates if path.is_file() and not _same(path, case.source)), None
-    )
+        places += [folder / parent / name for name in REFERENCE_NAMES]
+    return places
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -6,7 +6,6 @@ name, `_kidneys`, does not count.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from KidneySegLib.errors import InputError, UsageError
-from KidneySegLib.finding import CT_SUFFIXES, REFERENCE_NAMES
+from KidneySegLib.finding import CT_SUFFIXES, REFERENCE_NAMES, folders_below, printable
 from KidneySegLib.reading import case_name
 from KidneySegLib.volumes import IMAGING
 
@@ -127,17 +126,16 @@ def find_labels(path: Path) -> list[LabelFile]:
         name = case_name(path)
         if name in map(case_name, REFERENCE_NAMES):
             name = path.resolve().parent.name or name
+        name = printable(name)
         return [LabelFile(name, path, _aliases(name), is_whole=True)]
     if not path.is_dir():
         raise InputError(f"{path} does not exist; check the path.")
     found: list[LabelFile] = []
-    for parent, folders, names in os.walk(path, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(parent)
-        relative = PurePosixPath(here.relative_to(path).as_posix())
+    for here, names in folders_below(path):
+        relative = PurePosixPath(printable(here.relative_to(path).as_posix()))
         in_case = [here / name for name in REFERENCE_NAMES if name in names]
         if in_case:
-            name = str(relative) if relative.parts else path.resolve().name
+            name = str(relative) if relative.parts else printable(path.resolve().name)
             first, *others = in_case
             aliases = _aliases(name)
             whole = not relative.parts
@@ -145,14 +143,13 @@ def find_labels(path: Path) -> list[LabelFile]:
             continue
         volumes = [
             name
-            for name in sorted(names)
-            if name.lower().endswith(CT_SUFFIXES)
-            and not name.startswith(".")
-            and name.lower() not in IMAGING
+            for name in names
+            if name.lower().endswith(CT_SUFFIXES) and name.lower() not in IMAGING
         ]
         for volume in volumes:
-            name = str(relative / _stripped(case_name(volume)))
-            aliases = _aliases(str(relative / case_name(volume)))
+            own = printable(case_name(volume))
+            name = str(relative / _stripped(own))
+            aliases = _aliases(str(relative / own))
             if len(volumes) == 1 and relative.parts:
                 name = str(relative)
                 aliases = tuple(dict.fromkeys((*_aliases(name), *aliases)))

@@ -12,22 +12,27 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
+from KidneySegLib.geometry import grid_difference
 from KidneySegLib.reading import holds
-from KidneySegLib.volumes import quiet
+from KidneySegLib.volumes import header_of, quiet
 
 # What a label map may be written as; the longest first, `.seg.nrrd` is a `.nrrd` too.
 LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
+
+# Whose headers round a grid.
+_NIFTI = (".nii.gz", ".nii")
 
 # Below this much room a failed write is put down to a full disk.
 _FULL_BYTES = 1 << 20
@@ -115,11 +120,13 @@ def write_labels(
     Raises
     ------
     UsageError
-        Another suffix.
+        Another suffix, or a name that is not UTF-8.
     KidneySegError
-        The folder cannot be written to or the disk is full; nothing has changed then.
+        The folder cannot be written to, the disk is full or the format cannot hold the grid;
+        nothing has changed then.
     """
     path = Path(path)
+    _check_name(path)
     suffix = _label_suffix(path)
     if suffix == ".seg.nrrd":
         if not segments:
@@ -135,7 +142,7 @@ def write_labels(
 
 
 def write_json(data: Any, path: Path | str) -> None:
-    """Write data as indented JSON.
+    """Write data as indented JSON; what of a name is no UTF-8 is escaped.
 
     Raises
     ------
@@ -146,7 +153,7 @@ def write_json(data: Any, path: Path | str) -> None:
     """
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_output(path: Path | str, suffixes: Sequence[str] | None = LABEL_SUFFIXES) -> None:
@@ -160,24 +167,25 @@ def check_output(path: Path | str, suffixes: Sequence[str] | None = LABEL_SUFFIX
     Raises
     ------
     UsageError
-        The name ends in something else, or is that of a folder (of a file where a folder is
-        asked for).
+        The name ends in something else, is not UTF-8, or is that of a folder (of a file where a
+        folder is asked for).
     KidneySegError
-        Its folder cannot be written to.
+        Its folder cannot be written to, or the name is too long.
     """
     path = Path(path)
-    if suffixes is None:
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file; give a folder for the output.")
-        parent = path
-    else:
-        _suffix(path, suffixes)
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; give the name of a file for the output.")
-        parent = path.parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    _check_name(path)
     try:
+        if suffixes is None:
+            if path.exists() and not path.is_dir():
+                raise UsageError(f"{path} is a file; give a folder for the output.")
+            parent = path
+        else:
+            _suffix(path, suffixes)
+            if path.is_dir():
+                raise UsageError(f"{path} is a folder; give the name of a file for the output.")
+            parent = path.parent
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
         # Permission bits do not tell of read-only disks and network shares: only a try does.
         with tempfile.TemporaryFile(dir=parent):
             pass
@@ -189,9 +197,9 @@ def check_output(path: Path | str, suffixes: Sequence[str] | None = LABEL_SUFFIX
 def atomic(path: Path | str) -> Iterator[Path]:
     """A temporary name for a file that replaces `path` when the block ends without an error.
 
-    The name has the same folder and suffix (in small letters: ITK writes no `.NII.GZ`). On any
-    error, Ctrl-C included, the temporary file and the folders made for it are gone again and
-    what was at `path` is untouched.
+    The name is short and hidden, with the same folder and suffix (in small letters: ITK writes no
+    `.NII.GZ`). On any error, Ctrl-C included, the temporary file and the folders made for it are
+    gone again and what was at `path` is untouched.
 
     Raises
     ------
@@ -200,7 +208,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     made: list[Path] = []
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name.lower()}")
+    name = path.name.lower()
+    ending = next((one for one in LABEL_SUFFIXES if name.endswith(one)), path.suffix.lower())
+    temporary = path.with_name(f".{secrets.token_hex(4)}{ending}")
     done = False
     _STANDS_FOR[temporary] = path
     try:
@@ -240,7 +250,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     if path.is_dir() and any(path.iterdir()):
         raise UsageError(f"{path} is not empty; give a new folder for the output.")
     made: list[Path] = []
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}")
     done = False
     _STANDS_FOR[temporary] = path
     try:
@@ -262,6 +272,66 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
                     folder.rmdir()
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Let one run at a time write into a folder, which is made where there is none.
+
+    The system takes the lock back when the process ends, in whatever way. On a file system
+    without locks nobody is kept out.
+
+    Raises
+    ------
+    UsageError
+        Another run is writing there.
+    KidneySegError
+        It cannot be written to.
+    """
+    made: list[Path] = []
+    path = folder / ".kidneyseg.lock"
+    try:
+        _make_folders(folder, made)
+        file = path.open("ab")
+    except OSError as error:
+        raise _failed(folder, error) from error
+    # One that another run has just removed keeps nobody out.
+    if not _locked(file) or not os.fstat(file.fileno()).st_nlink:
+        file.close()
+        raise UsageError(
+            f"Another run is writing into {folder}; wait for its end, or give another folder for "
+            "the output."
+        )
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":
+            file.close()  # open files cannot be removed there
+            with suppress(OSError):
+                path.unlink()
+        else:
+            with suppress(OSError):
+                path.unlink()
+            file.close()
+        for one in reversed(made):
+            with suppress(OSError):  # not empty, as it should be
+                one.rmdir()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Whether no other process has locked this file; ours has then, where that can be done."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
 def _make_folders(folder: Path, made: list[Path]) -> None:
     """Make a folder and its parents; those that were missing go to `made`, outermost first."""
     missing = []
@@ -272,6 +342,14 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
         with suppress(FileExistsError):  # another run was faster
             one.mkdir()
             made.append(one)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that the C++ libraries cannot take, before they end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path} has a name that is not UTF-8; give another one.") from error
 
 
 def _suffix(path: Path, suffixes: Sequence[str]) -> str:
@@ -301,6 +379,10 @@ def _failed(path: Path, error: OSError) -> KidneySegError:
         return KidneySegError(
             f"{path} cannot be written, the disk is full; free some space and run again."
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return KidneySegError(
+            f"{path} cannot be written, its name is too long; give a shorter one."
+        )
     reason = error.strerror or str(error)
     return KidneySegError(
         f"{path} cannot be written ({reason}); choose a folder that you may write to."
@@ -319,11 +401,17 @@ def _not_written(path: Path) -> KidneySegError:
 def _compare(labels: sitk.Image, written: Path, path: Path) -> None:
     """Read a written label map back: it must be what was meant, to the last voxel."""
     try:
-        same = holds(written, labels)
+        if holds(written, labels):
+            return
+        difference = grid_difference(header_of(written), labels)
     except InputError as error:
         raise _not_written(path) from error
-    if not same:
+    if difference is None or not written.name.endswith(_NIFTI):
         raise _not_written(path)
+    raise KidneySegError(
+        f"{asked_for(path)} cannot hold the grid of the CT, which NIfTI rounds ({difference}); "
+        "give a name that ends in .nrrd or .mha."
+    )
 
 
 def _as_slicer_segmentation(labels: sitk.Image, segments: Sequence[Segment]) -> sitk.Image:

@@ -14,6 +14,7 @@ from KidneySegLib.errors import UsageError
 
 if TYPE_CHECKING:
     from KidneySegLib.evaluation import Problem
+    from KidneySegLib.reading import LabelMap
 
 LABELS = ("sides", "kidney")
 PROGRESS = ("bar", "lines", "none")
@@ -81,10 +82,26 @@ def keep_inputs(inputs: Iterable[Path], outputs: Sequence[Path]) -> None:
     """
     kept = {identity(path) for path in inputs}
     for path in outputs:
-        if path.exists() and identity(path) in kept:
+        if identity(path) in kept and path.exists():
             raise UsageError(f"{path} is an input and is not overwritten; give another name.")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise UsageError(f"{outputs[0]} is named twice as an output; give different names.")
+
+
+def keep_replaced(inputs: Iterable[Path], folder: Path) -> None:
+    """Refuse to replace a folder that is an input or holds one.
+
+    Raises
+    ------
+    UsageError
+        It is, or does.
+    """
+    replaced = folder.resolve()
+    for path in inputs:
+        if replaced in (path.resolve(), *path.resolve().parents):
+            raise UsageError(
+                f"{path} is an input and would be replaced with {folder}; give another --output."
+            )
 
 
 def identity(path: Path) -> tuple[int, int] | Path:
@@ -115,6 +132,22 @@ def keep_other_tables(path: Path, begins: str) -> None:
         start = file.read(len(begins))
     if start and start != begins.encode():
         raise UsageError(f"{path} is another table and is not overwritten; give another name.")
+
+
+def read_reference(path: Path) -> LabelMap:
+    """A reference for what has yet to be computed.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or its labels are not understood.
+    """
+    from KidneySegLib.measure import labels_kind
+    from KidneySegLib.reading import LabelMap, read_labels
+
+    labels = read_labels(path)
+    labels_kind(labels, str(path))
+    return LabelMap(labels, path)
 
 
 def print_table(rows: Sequence[Sequence[str]], left: int = 1) -> None:

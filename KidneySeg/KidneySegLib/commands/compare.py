@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from KidneySegLib.commands.common import (
     Teller,
     figure_text,
+    keep_inputs,
     keep_other_tables,
     print_problems,
     print_table,
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from KidneySegLib.comparing import compare
+    from KidneySegLib.finding import printable
     from KidneySegLib.writing import check_output
 
     if options.slices < 0:
@@ -65,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if options.csv is not None:
         check_output(options.csv, (".csv",))
         keep_other_tables(options.csv, "case,figure,part,")
+    outputs = [path for path in (options.report, options.csv) if path is not None]
+    keep_inputs([options.a, options.b], outputs)
     folders = [path for path in (options.a, options.b) if path.is_dir()]
     if folders and options.reference is None:
         raise UsageError(f"{folders[0]} holds label maps; give their references by --reference.")
@@ -73,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     names = options.names or [
         path.resolve().name if path.is_dir() else path.stem for path in (options.a, options.b)
     ]
+    names = list(map(printable, names))
     if names[0] == names[1]:
         names = ["A", "B"]
     teller = Teller("bar", max(1, len(folders)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from KidneySegLib.commands.common import (
     Teller,
     figure_text,
+    keep_inputs,
     keep_other_tables,
     print_problems,
     print_table,
@@ -79,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     if options.csv is not None:
         check_output(options.csv, (".csv",))
         keep_other_tables(options.csv, "case,dice,iou,")
+    outputs = [path for path in (options.report, options.csv) if path is not None]
+    keep_inputs([options.prediction, options.reference], outputs)
     distances = not options.no_distances
     pairing = pair_up(options.prediction, options.reference)
     if pairing.is_single:

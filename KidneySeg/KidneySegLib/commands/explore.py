@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name} {getattr(options, name)} is negative; give 0 or more.")
 
     from KidneySegLib.commands.common import Teller
+    from KidneySegLib.finding import printable
     from KidneySegLib.plots import check_matplotlib
     from KidneySegLib.writing import check_output
 
@@ -90,5 +91,5 @@ def run(options: argparse.Namespace) -> int:
     cases = "1 case" if len(checked.usable) == 1 else f"{len(checked.usable)} cases"
     print(f"{options.output}: {cases}, {size:.1f} MB")
     for finding in checked.unusable:
-        print(f"not shown: {finding.name}: {finding.sentence}")
+        print(printable(f"not shown: {finding.name}: {finding.sentence}"))
     return 0

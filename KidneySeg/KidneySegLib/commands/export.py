@@ -112,16 +112,22 @@ def _kind(options: argparse.Namespace) -> str:
 
 def _check(options: argparse.Namespace, kind: str) -> None:
     """Everything that can be told before anything is read."""
+    from KidneySegLib.volumes import IMAGING
     from KidneySegLib.writing import check_output
 
     output: Path = options.output
     check_output(output, (output.suffix.lower(),) if _is_file(options) else None)
-    inputs = (options.source, options.like, options.report)
-    keep_inputs([path for path in inputs if path is not None], [output])
+    cts = [path for path in (options.like, options.dicom) if path is not None]
+    inputs = [options.source, *cts, *(ct / name for ct in cts for name in IMAGING)]
+    if options.source.is_dir():
+        inputs += options.source.iterdir()
+    if options.report is not None:
+        inputs.append(options.report)
+    keep_inputs(inputs, [output])
     if kind == "dicom":
         if options.dicom is None:
             raise UsageError("A DICOM SEG needs the CT it belongs to; give --dicom FOLDER.")
-        if options.dicom.is_dir() and options.dicom.resolve() in output.resolve().parents:
+        if any(ct.is_dir() and ct.resolve() in output.resolve().parents for ct in cts):
             raise UsageError(
                 f"{output} lies in the folder of the CT, where it would be taken for a part of it; "
                 "give another folder."

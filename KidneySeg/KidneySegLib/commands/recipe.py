@@ -32,8 +32,10 @@ def run(options: argparse.Namespace) -> int:
     check_packages()
     if options.folds < 0 or options.folds == 1:
         raise UsageError("--folds is 0, to train on all patients, or 2 or more.")
+    from KidneySegLib.commands.common import keep_inputs
     from UNetTrainerLib.recipe import RESULTS, TABLE, cross_validate, follow, read_recipe
 
+    keep_inputs([options.recipe], [options.output / RESULTS, options.output / TABLE])
     recipe = read_recipe(options.recipe)
     progress = choose(options.progress)
     try:

@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from KidneySegLib.commands.common import Teller
+    from KidneySegLib.commands.common import Teller, keep_inputs
+    from KidneySegLib.finding import printable
     from KidneySegLib.plots import check_matplotlib
     from KidneySegLib.writing import check_output
 
@@ -81,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
     if options.pictures is not None and options.pictures < 0:
         raise UsageError(f"--pictures {options.pictures} is less than none; give 0 or more.")
     check_output(options.output, (".html", ".htm"))
+    inputs = (results, reference, options.images, options.cases)
+    keep_inputs([path for path in inputs if path is not None], [options.output])
     check_matplotlib()
 
     from KidneySegLib.cohort_files import Files, Run, origins_of, read_origins, run_of
@@ -93,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
 
     card = None if options.model is None else find_card(options.model)
     origins = None if options.cases is None else read_origins(options.cases)
-    load = None if options.images is None else Files(options.images, reference)
+    files = None if options.images is None else Files(options.images, reference)
     teller = Teller("bar", 2)
     try:
         if not is_evaluation:
@@ -111,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         page = report_page(
             cohort,
             title=options.title,
-            load=load,
+            load=None if files is None else files.of(cohort),
             origins=origins_of(cohort, origins),
             card=card,
             run=made,
@@ -132,5 +135,5 @@ def run(options: argparse.Namespace) -> int:
             print(f"not compared: {kinds[kind]} {what}, named in the page")
     for problem in cohort.problems:
         if problem.kind == "unusable":
-            print(f"not compared: {problem.case}: {problem.reason}")
+            print(f"not compared: {problem.case}: {printable(problem.reason)}")
     return 0

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,14 @@ from KidneySegLib.commands.common import (
     Teller,
     keep_inputs,
     one_thread_for_numpy,
+    read_reference,
 )
-from KidneySegLib.errors import Cancelled, KidneySegError, UsageError
+from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+    from KidneySegLib.finding import Case
     from KidneySegLib.pipeline import Turn
     from KidneySegLib.reading import LabelMap, Scan
     from KidneySegLib.segment import Result
@@ -148,18 +150,24 @@ def run(options: argparse.Namespace) -> int:
             f"{options.reference} is not a folder; with several inputs give a folder that holds "
             "the reference of each."
         )
+    # Before there are threads: what two of them import at once, one may see half.
+    from KidneySegLib.finding import Case, printable, with_references
+    from KidneySegLib.pipeline import pipeline
     from KidneySegLib.reading import unique_names
 
-    names = unique_names(options.input)
-    _keep_inputs(options, names)
+    if options.reference is not None:
+        import KidneySegLib.measure  # noqa: F401
 
-    # Before there are threads: what two of them import at once, one may see half.
-    import KidneySegLib.reading  # noqa: F401
-    from KidneySegLib.pipeline import pipeline
+    names = map(printable, unique_names(options.input))
+    cases = [Case(name, source) for name, source in zip(names, options.input, strict=True)]
+    _keep_inputs(options, cases)
+    if options.reference is not None and options.reference.is_dir():
+        cases = with_references(cases, options.reference)
+    elif options.reference is not None:
+        cases = [replace(case, reference=options.reference) for case in cases]
 
-    walk = _Run(options, several, Teller(options.progress, len(options.input)), started)
+    walk = _Run(options, several, Teller(options.progress, len(cases)), started)
     try:
-        cases = list(zip(options.input, names, strict=True))
         # One by itself is written where Ctrl-C still stops it.
         pipeline(cases, walk, write_aside=several)
     finally:
@@ -177,9 +185,6 @@ def run(options: argparse.Namespace) -> int:
     if options.profile:
         walk.tell_profile(time.perf_counter() - started)
     return codes.pop() if len(codes) == 1 else int(bool(codes))
-
-
-_Case = tuple[Path, str]  # what was given, and its name
 
 
 @dataclass(frozen=True)
@@ -226,15 +231,17 @@ class _Run:
         )
         self.seconds["start"] = time.perf_counter() - self.started
 
-    def read(self, case: _Case, cancelled: Callable[[], bool]) -> tuple[Scan, LabelMap | None]:
-        from KidneySegLib.reading import LabelMap, read_ct, read_labels
+    def read(self, case: Case, cancelled: Callable[[], bool]) -> tuple[Scan, LabelMap | None]:
+        from KidneySegLib.reading import read_ct
 
-        source, name = case
-        scan = read_ct(source, self.options.series, cancelled=cancelled)
-        path = _reference_of(name, self.options.reference)
-        return scan, None if path is None else LabelMap(read_labels(path), path)
+        scan = read_ct(case.source, self.options.series, cancelled=cancelled)
+        if case.reference is not None:
+            return scan, read_reference(case.reference)
+        if self.options.reference is not None:
+            raise _no_reference(case.name, self.options.reference)
+        return scan, None
 
-    def compute(self, turn: Turn[_Case], read: tuple[Scan, LabelMap | None]) -> _Found:
+    def compute(self, turn: Turn[Case], read: tuple[Scan, LabelMap | None]) -> _Found:
         from KidneySegLib.segment import segment
 
         scan, reference = read
@@ -254,16 +261,16 @@ class _Run:
         return _Found(
             result.merged if self.options.labels == "kidney" else result.labels,
             result.report,
-            _summary(turn.case[1], result),
+            _summary(turn.case.name, result),
             result.scan.warnings,
             None if self.options.overlay is None else result,
         )
 
-    def write(self, turn: Turn[_Case], done: _Found) -> None:
+    def write(self, turn: Turn[Case], done: _Found) -> None:
         """What was asked for, all of it or nothing."""
         from KidneySegLib.writing import MERGED, SIDES, atomic, write_json, write_labels
 
-        options, name = self.options, turn.case[1]
+        options, name = self.options, turn.case.name
         for warning in done.warnings:
             self.teller.say(f"warning: {warning}", error=True)
         began = time.perf_counter()
@@ -284,8 +291,7 @@ class _Run:
             if options.report is not None and not self.several:
                 write_json(done.report, outputs.enter_context(atomic(options.report)))
 
-    def ended(self, turn: Turn[_Case], done: _Found | None, error: Exception | None) -> None:
-        source, _ = turn.case
+    def ended(self, turn: Turn[Case], done: _Found | None, error: Exception | None) -> None:
         if error is None and done is not None:
             self.teller.say(done.summary)
             self.reports.append(done.report)
@@ -293,15 +299,16 @@ class _Run:
                 self.seconds[room] = self.seconds.get(room, 0.0) + seconds
             return
         assert error is not None
-        # The latter two are how a CT too large for this machine's memory shows itself.
-        if not self.several or not isinstance(error, (KidneySegError, MemoryError, RuntimeError)):
+        # Nobody reads what is said any more, and no CT is at fault.
+        if not self.several or isinstance(error, BrokenPipeError):
             raise error
+        source = str(turn.case.source)
         if isinstance(error, KidneySegError):
             code, text = error.exit_code, str(error)
         else:
             code, text = 1, f"{source}: {type(error).__name__}: {error}"
         self.codes.add(code)
-        self.reports.append({"input": str(source), "error": text})
+        self.reports.append({"input": source, "error": text})
         self.teller.say("error: " + " ".join(text.split()), error=True)
         if self.options.verbose:
             traceback.print_exception(error)
@@ -340,49 +347,33 @@ def _summary(name: str, result: Result) -> str:
     return f"{text} ({'; '.join(remarks)})" if remarks else text
 
 
-def _reference_of(name: str, reference: Path | None) -> Path | None:
-    """The reference of one input: the file given, or in a folder the one of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    from KidneySegLib.errors import InputError
+def _no_reference(name: str, folder: Path) -> InputError:
     from KidneySegLib.finding import REFERENCE_NAMES, REFERENCE_SUFFIXES
 
-    if reference is None or not reference.is_dir():
-        return reference
-    for candidate in _reference_candidates(name, reference):
-        if candidate.is_file():
-            return candidate
-    raise InputError(
-        f"{reference} holds no reference for {name}; looked for {name}/{REFERENCE_NAMES[1]} and "
+    return InputError(
+        f"{folder} holds no reference for {name}; looked for {name}/{REFERENCE_NAMES[1]} and "
         f"{name}{REFERENCE_SUFFIXES[0]}."
     )
 
 
-def _reference_candidates(name: str, folder: Path) -> list[Path]:
-    from KidneySegLib.finding import REFERENCE_NAMES, REFERENCE_SUFFIXES
-
-    case = folder / name if (folder / name).is_dir() else folder
-    candidates = [case / file for file in REFERENCE_NAMES]
-    return candidates + [folder / f"{name}{suffix}" for suffix in REFERENCE_SUFFIXES]
-
-
-def _keep_inputs(options: argparse.Namespace, names: Sequence[str]) -> None:
-    """Inputs are the CTs, also those inside case folders, and the references."""
+def _keep_inputs(options: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """Inputs are the CTs, also those inside case folders, the references and the model."""
+    from KidneySegLib.finding import references_in
+    from KidneySegLib.model import CARD_FILE
     from KidneySegLib.volumes import IMAGING
 
-    inputs = [source / file for source in options.input for file in ("", *IMAGING)]
+    inputs = [case.source / file for case in cases for file in ("", *IMAGING)]
     if options.reference is not None:
         inputs.append(options.reference)
-        for name in names:
-            inputs += _reference_candidates(name, options.reference)
-    several = len(names) > 1
+        inputs += [path for found in references_in(options.reference, cases) for path in found]
+    if options.model is not None:
+        inputs.append(Path(options.model, CARD_FILE))
+    several = len(cases) > 1
     outputs = [] if options.report is None else [options.report]
-    for name in names:
-        outputs.append(_place(options.output, name, ".nii.gz", several))
+    for case in cases:
+        outputs.append(_place(options.output, case.name, ".nii.gz", several))
         if options.overlay is not None:
-            outputs.append(_place(options.overlay, name, ".png", several))
+            outputs.append(_place(options.overlay, case.name, ".png", several))
     keep_inputs(inputs, outputs)
 
 

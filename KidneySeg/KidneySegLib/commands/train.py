@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from KidneySegLib.errors import Cancelled, UsageError
@@ -76,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
     with stderr_to_stdout() if in_slicer else nullcontext():
         try:
             check_packages(in_slicer)
+            _keep_models(given)
             from UNetTrainerLib.train import train
 
             model = train(resolve(given), progress)
@@ -93,6 +96,20 @@ def run(options: argparse.Namespace) -> int:
     if model is not None:
         print(f"The model is in {model.folder}")
     return 0
+
+
+def _keep_models(given: Mapping[str, Any]) -> None:
+    """The new model replaces none that it is made with.
+
+    Raises
+    ------
+    UsageError
+        It would.
+    """
+    from KidneySegLib.commands.common import keep_replaced
+
+    names = (given.get("init_from"), given.get("finder"), *given.get("views", ()))
+    keep_replaced([Path(name) for name in names if name], Path(given["output"], "model"))
 
 
 def _came_of_a_stop(error: BaseException | None) -> bool:

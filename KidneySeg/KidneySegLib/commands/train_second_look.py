@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from KidneySegLib.errors import Cancelled
 
@@ -52,10 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from KidneySegLib.commands.common import keep_replaced
     from KidneySegLib.commands.train import check_packages
     from UNetTrainerLib.progress import choose
 
     check_packages()
+    inputs = (options.model, options.split, *options.data, *options.extra)
+    keep_replaced([Path(path) for path in inputs if path], Path(options.output))
     from UNetTrainerLib.secondlook import LookOptions, train_second_look
 
     progress = choose(options.progress)
