@@ -306,6 +306,18 @@ def test_two_predictions_of_one_case_leave_one_over(tmp_path) -> None:
     assert [one.path.name for one in pairing.extra] == ["case_1_kidneys.nii.gz"]
 
 
+def test_a_name_that_several_patients_files_have_pairs_none_of_them(tmp_path) -> None:
+    for name in ("p/ann/ct_kidneys.nii.gz", "p/bob/ct_kidneys.nii.gz", "r/cid/ct.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="No case of"):
+        pair_up(tmp_path / "p", tmp_path / "r")
+    (tmp_path / "r" / "bob.nii.gz").touch()
+    pairing = pair_up(tmp_path / "p", tmp_path / "r")
+    assert [pair.name for pair in pairing.pairs] == ["bob"]
+    assert [one.name for one in pairing.extra] == ["ann"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 def test_a_link_that_leads_back_adds_no_label_map(tmp_path) -> None:
     for name in ("p/a.nii.gz", "p/b.nii.gz", "r/a.nii.gz", "r/b/segmentation.nii.gz"):

@@ -177,11 +177,18 @@ def _stripped(name: str) -> str:
 def _matched(
     predictions: Sequence[LabelFile], references: Sequence[LabelFile]
 ) -> list[tuple[LabelFile, LabelFile]]:
-    """Each reference with the prediction that shares its most telling name."""
+    """Each reference with the prediction that shares its most telling name.
+
+    A name that several predictions in different folders go by tells nothing of them.
+    """
     by_alias: defaultdict[str, list[int]] = defaultdict(list)
     for number, reference in enumerate(references):
         for alias in reference.aliases:
             by_alias[alias].append(number)
+    folders: defaultdict[str, set[Path]] = defaultdict(set)
+    for prediction in predictions:
+        for alias in prediction.aliases[1:]:
+            folders[alias].add(prediction.path.parent)
     taken: dict[int, LabelFile] = {}
     waiting = list(predictions)
     for rank in range(max(len(one.aliases) for one in predictions)):
@@ -189,7 +196,8 @@ def _matched(
         for prediction in waiting:
             alias = prediction.aliases[rank] if rank < len(prediction.aliases) else ""
             candidates = by_alias.get(alias, [])
-            if len(candidates) == 1 and candidates[0] not in taken:
+            telling = rank == 0 or len(folders[alias]) == 1
+            if telling and len(candidates) == 1 and candidates[0] not in taken:
                 taken[candidates[0]] = prediction
             else:
                 left.append(prediction)
