@@ -21,6 +21,7 @@ from toys import everything_in
 from KidneySegLib import cli, reading, segment, volumes, writing
 from KidneySegLib.commands import models as models_command
 from KidneySegLib.network import NetworkParameters
+from KidneySegLib.phantom import MARK
 
 KIDNEYSEG = Path(__file__).resolve().parent.parent / "KidneySeg"
 
@@ -394,6 +395,17 @@ def test_phantom_writes_cases_that_segment_reads(run, tmp_path):
     code, _, err = run("segment", tmp_path / "p" / "case_00000", "--output", tmp_path / "k.nii.gz")
     assert (code, err) == (0, "")
     assert voxels(tmp_path / "k.nii.gz").shape == (40, 36, 4)
+
+
+def test_a_folder_of_generated_cases_is_marked_unless_others_are_in_it(run, tmp_path):
+    """A trainer does not take their case_00000 for that of KiTS19 then."""
+    run("phantom", tmp_path / "new", "--cases", 1, "--size", "40x36x4", "--seed", 2)
+    mark = json.loads((tmp_path / "new" / MARK).read_text())
+    assert mark == {"cases": 1, "seed": 2, "size": [40, 36, 4]}
+    (tmp_path / "kits" / "case_00007").mkdir(parents=True)
+    run("phantom", tmp_path / "kits", "--cases", 1, "--size", "40x36x4")
+    assert (tmp_path / "kits" / "case_00000").is_dir()
+    assert not (tmp_path / "kits" / MARK).exists()
 
 
 # --- As a process -----------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import toys
 from PIL import Image
 
 from KidneySegLib.errors import InputError, UsageError
-from KidneySegLib.phantom import write_cases
+from KidneySegLib.phantom import MARK, write_cases
 from UNetTrainerLib.cases import (
     Case,
     Incomplete,
     Split,
+    check_extra,
     find_cases,
     find_everything,
     folds_by_patient,
@@ -381,6 +384,45 @@ def test_a_split_that_is_not_there_is_wrong_usage() -> None:
         split_cases(cases_of("x", "y"), "kits21", 5, 0)
 
 
+# Who must not train
+
+
+def test_generated_cases_are_no_patients_of_kits19(tmp_path: Path) -> None:
+    write_cases(tmp_path / "generated", 1, seed=5, size=(32, 32, 10))
+    (tmp_path / "generated" / MARK).write_text("{}")
+    for folder in ("generated", "generated/case_00000"):
+        (case,) = find_cases([tmp_path / folder])
+        assert (case.name, case.patient) == ("case_00000", "generated/case_00000")
+
+
+def test_an_extra_case_of_a_patient_who_validates_is_refused_by_name(tmp_path: Path) -> None:
+    volume(tmp_path / "kits", "case_00007")
+    volume(tmp_path / "own", "anna")
+    pair(tmp_path / "slices", "case_00007_slice_3")
+    pair(tmp_path / "slices", "case_00008_slice_3")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "hanna").symlink_to(tmp_path / "own" / "anna")
+    kits, own = find_cases([tmp_path / "kits"]), find_cases([tmp_path / "own"])
+    slices = find_cases([tmp_path / "slices"])
+    with pytest.raises(UsageError, match=r"_slice_3\.png in --extra is of case_00007, who"):
+        check_extra(slices, kits)
+    with pytest.raises(UsageError, match=r"give its folder with --data, .* rename the case"):
+        check_extra(kits, slices)
+    with pytest.raises(UsageError, match="is of own/anna, who validates"):
+        check_extra(find_cases([tmp_path / "own"]), own)
+    with pytest.raises(UsageError, match=r"links/hanna/.* validates"):
+        check_extra(find_cases([tmp_path / "links"]), own)
+    check_extra(slices[1:], [*kits, *own])
+
+
+def test_patients_of_two_folders_of_one_name_may_train_and_validate(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        volume(tmp_path / place / "own", "anna")
+    here, there = (find_cases([tmp_path / place / "own"]) for place in ("here", "there"))
+    assert here[0].patient == there[0].patient == "own/anna"  # each was found by itself
+    check_extra(here, there)
+
+
 # Pictures
 
 
@@ -490,6 +532,17 @@ def test_damaged_pictures_are_named_however_they_are_damaged(tmp_path: Path, suf
             assert path.name in str(error)
             refused += 1
     assert refused >= 30  # every truncated one, and some of those with other bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_picture_whose_name_is_no_utf_8_is_refused_and_does_not_end_the_process(
+    tmp_path: Path,
+) -> None:
+    colours = np.zeros((8, 8, 3), np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(tmp_path / "a.png"))
+    path = (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"M\xfcller.png"))
+    with pytest.raises(InputError, match="not UTF-8; rename it"):
+        read_picture(path)
 
 
 def test_several_pictures_in_a_file_and_fractions_are_refused(tmp_path: Path) -> None:

@@ -212,6 +212,17 @@ def test_one_patient_in_volumes_and_slices_is_noted(tmp_path: Path) -> None:
     assert "case_00025, who is in kits too: taken as one patient" in finding.sentence
 
 
+def test_an_extra_case_of_a_patient_is_said_to_keep_them_from_validating(tmp_path: Path) -> None:
+    volume(tmp_path / "kits", "case_00025")
+    picture(tmp_path / "slices", "x")
+    (tmp_path / "slices" / "index.csv").write_text("name,kits19_case\nx,25\n")
+    cases, extra = (find_cases([tmp_path / name]) for name in ("kits", "slices"))
+    finding = only(check([*cases, *extra], extra=extra))
+    assert finding.sentence == (
+        "is of case_00025, who is in kits too: must not validate, since this case trains."
+    )
+
+
 def test_the_same_imaging_under_two_patients_is_noted(tmp_path: Path) -> None:
     ct = np.random.default_rng(0).integers(-1000, 1000, SHAPE, dtype=np.int16)
     volume(tmp_path, "case_00001", ct=ct)

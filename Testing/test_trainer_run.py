@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -22,8 +23,9 @@ from PIL import Image
 
 from KidneySegLib.errors import Cancelled, InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import to_axial
-from KidneySegLib.model import load_model
+from KidneySegLib.model import Model, load_model
 from KidneySegLib.modelplaces import list_models
+from KidneySegLib.modelsaving import save_model
 from KidneySegLib.phantom import write_cases
 from KidneySegLib.segment import segment
 
@@ -31,12 +33,13 @@ pytest.importorskip("lightning", reason="training needs the package lightning")
 
 from torch.optim.swa_utils import AveragedModel
 
+from UNetTrainerLib.cases import find_cases, split_cases
 from UNetTrainerLib.checkpoint import BEST, LAST, SafetensorsIO
 from UNetTrainerLib.loop import averaged
 from UNetTrainerLib.options import Options, flag, resolve
 from UNetTrainerLib.progress import Silent
 from UNetTrainerLib.report import HISTORY
-from UNetTrainerLib.train import train
+from UNetTrainerLib.train import prepare, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -274,6 +277,39 @@ def test_an_unusable_case_stops_the_run_unless_it_is_left_out(
     assert train(tiny(data, tmp_path / "run", skip_bad=True, check_only=True)) is None
 
 
+def test_an_extra_case_of_a_patient_who_validates_stops_the_run(
+    case_folders: Path, tmp_path: Path
+) -> None:
+    (held_out,) = split_cases(find_cases([case_folders]), "folds", 3, 0).validation
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / held_out.name).symlink_to(case_folders / held_out.name)
+    with pytest.raises(UsageError, match=f"is of {held_out.patient}, who validates"):
+        train(tiny(case_folders, tmp_path / "run", extra=(str(more),)))
+    assert not (tmp_path / "run" / "split.json").exists()
+    data = prepare(tiny(case_folders, tmp_path, fold=1, extra=(str(more),)), tmp_path, Silent())
+    assert data is not None and [item.case.name for item in data.extra] == [held_out.name]
+
+
+def test_a_patient_of_two_folders_counts_once_in_the_card(
+    case_folders: Path, tmp_path: Path
+) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "slices" / kind).mkdir(parents=True)
+    rows = ["name,kits19_case,pixel_spacing_mm"]
+    for number in range(3):
+        picture = np.random.default_rng(number).integers(0, 256, (64, 64), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "slices" / "images" / f"s{number}.png")
+        mask = (picture > 250).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / "slices" / "masks" / f"s{number}.png")
+        rows.append(f"s{number},{number},5")
+    (tmp_path / "slices" / "index.csv").write_text("\n".join(rows))
+    data = {"data": (str(case_folders), str(tmp_path / "slices"))}
+    model = train(resolve({**TINY, **data, "output": str(tmp_path / "run"), "epochs": 1}))
+    assert model is not None
+    assert model.card["scores"]["validation_patients"] == 1
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_case(
     case_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +478,23 @@ def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_stays(
     assert not [path for path in (tmp_path / "full").iterdir() if path.name.startswith(".")]
     train(options("full", resume=True))
     assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are of Unix")
+def test_a_disk_that_is_full_of_a_model_is_told_of_as_by_any_other_file(
+    tmp_path: Path, toy_model: Model
+) -> None:
+    import resource
+
+    state = toy_model.load_network().state_dict()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            save_model(toy_model, state, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
 
 
 def test_the_published_preset_is_that_experiment() -> None:

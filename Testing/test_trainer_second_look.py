@@ -200,6 +200,7 @@ def test_a_model_is_taught_a_second_look_and_stays_as_it_was(run_folder, tmp_pat
         ({"output": "model"}, "is the model itself"),
         ({"output": "data"}, "is no model, so it is not replaced"),
         ({"split": "none.json"}, "There is no split"),
+        ({"split": "folds"}, "There is no split"),
         ({"extra": ("data",)}, "give it once"),
     ],
 )
@@ -210,6 +211,32 @@ def test_what_cannot_work_is_said_before_any_work(run_folder, change, reason, mo
     with pytest.raises(UsageError, match=reason):
         trainer.train_second_look(trainer.LookOptions(**options))
     assert not (run_folder / "looked").exists()
+
+
+def test_who_was_left_out_of_the_training_is_left_out_here_too(run_folder, tmp_path) -> None:
+    write_cases(tmp_path / "data", 4, seed=5, size=(64, 64, 24))
+    lines = []
+    progress = trainer.Silent()
+    progress.line = lines.append
+    options = trainer.LookOptions(
+        str(run_folder / "model"), (str(tmp_path / "data"),), str(tmp_path / "looked")
+    )
+    _, split, _ = trainer._start(options, progress)
+    assert [case.name for case in split.training] == ["case_00000", "case_00001"]
+    assert [case.name for case in split.validation] == ["case_00002"]
+    assert lines == [f"{run_folder / 'split.json'} does not place case_00003: left out"]
+
+
+def test_an_extra_case_of_who_was_kept_aside_is_refused(run_folder, tmp_path) -> None:
+    write_cases(tmp_path / "more", 3, seed=6, size=(64, 64, 24))
+    options = trainer.LookOptions(
+        str(run_folder / "model"),
+        (str(run_folder / "data"),),
+        str(tmp_path / "looked"),
+        (str(tmp_path / "more"),),
+    )
+    with pytest.raises(UsageError, match="is of case_00002, who validates"):
+        trainer.train_second_look(options)
 
 
 def test_without_a_split_nobody_is_learnt_from(run_folder, tmp_path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -62,9 +64,8 @@ def save_model(
 
     Raises:
         UsageError: something that is no model is in that place.
+        OSError: it cannot be written; an older model is untouched then.
     """
-    from safetensors.torch import save_file
-
     check(model)
     folder = Path(folder)
     check_place(folder)
@@ -75,7 +76,7 @@ def save_model(
         if model.second_look is not None:
             weights[SECOND_LOOK_FILE] = second_look or model.load_second_look().state_dict()
         for file, tensors in weights.items():
-            save_file(
+            save_tensors(
                 {key: _plain(value, model.half_weights) for key, value in tensors.items()},
                 temporary / file,
             )
@@ -130,6 +131,24 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return replace(model, folder=folder, onnx=onnx)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: the file cannot be written; its writer reports a full disk in its own way.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _write_onnx(folder: Path, network: NetworkParameters) -> dict[str, str] | None:

@@ -76,7 +76,7 @@ def card(
             "waiting_for_slices": _finite(round(waiting_share, 4)),
         },
         "scores": {
-            "validation_patients": len({(i.case.source, i.case.patient) for i in validation}),
+            "validation_patients": len({item.case.patient for item in validation}),
             "validation_dice_mean": _finite(scores.dice_case),
             "validation_dice_per_case": volumes,
             "validation_tumour_dice_per_case": tumours,

@@ -16,7 +16,8 @@ first of these rules that applies:
 4. the whole name.
 
 ``case_00025`` is one patient wherever it comes from, as a volume or as slices; every other name
-counts within its own data folder only.
+counts within its own data folder only, and so does every name of generated cases, whose folder
+holds ``phantoms.json``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from KidneySegLib.errors import InputError, UsageError
+from KidneySegLib.phantom import MARK
 from KidneySegLib.volumes import IMAGING
 from KidneySegLib.writing import write_json
 
@@ -41,6 +43,7 @@ SEGMENTATION = tuple(name.replace("imaging", "segmentation") for name in IMAGING
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 MASK_ENDINGS = ("", "_mask", "_segmentation")
 PATIENT_COLUMNS = ("patient", "kits19_case", "case")
+
 
 UNUSABLE, NOTE = "unusable", "note"
 
@@ -187,13 +190,15 @@ def _in_folder(folder: Path, source: str) -> tuple[list[Case], list[Incomplete]]
 
 def _volumes(folder: Path, source: str) -> Iterator[Case | Incomplete]:
     for inner in [folder] if _is_case(folder) else _inside(folder, Path.is_dir):
-        name = inner.resolve().name
+        real = inner.resolve()
+        name, generated = real.name, (real.parent / MARK).is_file()
         imaging, labels = (
             next((inner / file for file in files if os.path.isfile(inner / file)), None)
             for files in (IMAGING, SEGMENTATION)
         )
         if imaging and labels:
-            yield Case(name, _patient_id(source, name), source, imaging, labels)
+            patient = f"{source}/{name}" if generated else _patient_id(source, name)
+            yield Case(name, patient, source, imaging, labels)
         elif not labels and _kits19_number(name) in KITS19_TEST:
             sentence = f"is a test case of KiTS19 and has no {SEGMENTATION[0]}."
             yield Incomplete(name, source, sentence, NOTE)
@@ -382,6 +387,34 @@ def write_split(split: Split, path: Path | str) -> None:
     )
 
 
+def person(case: Case) -> str:
+    """Who a case is of, also beside cases that were found apart from it.
+
+    Sources are told apart only among folders that were found together, so this has their paths.
+    """
+    if _KITS19_NAME.fullmatch(case.patient):
+        return case.patient
+    own = case.patient.removeprefix(f"{case.source}/")
+    return str(case.image.parent.parent.resolve() / own)
+
+
+def check_extra(extra: Sequence[Case], validation: Sequence[Case]) -> None:
+    """Make sure that nobody who validates trains as an extra case.
+
+    Raises:
+        UsageError: somebody does; the first of them, and what to do.
+    """
+    people = {person(case) for case in validation}
+    files = {case.image.resolve() for case in validation}
+    for case in extra:
+        if person(case) in people or case.image.resolve() in files:
+            raise UsageError(
+                f"{case.image} in --extra is of {case.patient}, who validates and must not train; "
+                "give its folder with --data, where no patient is parted, or rename the case if it "
+                "is of somebody else, as a generated one is."
+            )
+
+
 def _parted(cases: Sequence[Case], validating: set[str]) -> Split:
     parts: tuple[list[Case], list[Case]] = ([], [])
     for case in cases:
@@ -441,7 +474,13 @@ def _kits19_validation(cases: Sequence[Case]) -> set[str]:
     return validating
 
 
-def _validation_in(path: Path, cases: Sequence[Case]) -> set[str]:
+def read_split(path: Path) -> tuple[set[str], set[str]]:
+    """The patients who train and those who validate, as `write_split` wrote them.
+
+    Raises:
+        InputError: it holds something else.
+        UsageError: there is no such file.
+    """
     if not path.is_file():
         raise UsageError(
             f"There is no split {path}; give folds, kits19 or a split.json of an earlier run."
@@ -456,6 +495,11 @@ def _validation_in(path: Path, cases: Sequence[Case]) -> set[str]:
     if not all(isinstance(p, list) and all(isinstance(name, str) for name in p) for p in parts):
         raise InputError(f"{path} must hold the lists training and validation of patients' names.")
     training, validation = (set(part) for part in parts if part is not None)
+    return training, validation
+
+
+def _validation_in(path: Path, cases: Sequence[Case]) -> set[str]:
+    training, validation = read_split(path)
     patients = {case.patient for case in cases}
     for what, names in (
         ("places on both sides", training & validation),

@@ -13,7 +13,7 @@ import re
 import textwrap
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid
 from KidneySegLib.volumes import NOT_STRAIGHT, check_shape, header_of
 from KidneySegLib.writing import write_json
-from UNetTrainerLib.cases import NOTE, UNUSABLE, Case, Incomplete, listed
+from UNetTrainerLib.cases import NOTE, UNUSABLE, Case, Incomplete, listed, person
 from UNetTrainerLib.loading import load
 from UNetTrainerLib.pictures import picture_size
 
@@ -133,6 +133,7 @@ def check(
     workers: int | None = None,
     remembered: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    extra: Collection[Case] = (),
 ) -> Checked:
     """Read every case and report what is wrong or odd.
 
@@ -143,6 +144,7 @@ def check(
         remembered: JSON file of earlier checks, read and renewed; one that is damaged is ignored.
         progress: gets the cases done, their number and the name of the last one. What it raises
             ends the check, and what was read until then is remembered.
+        extra: those of the cases that train and never validate.
 
     Raises:
         KidneySegError: ``remembered`` cannot be written.
@@ -189,7 +191,7 @@ def check(
         Finding(one.name, one.source, one.severity, one.sentence, used=False) for one in incomplete
     ]
     findings += [Finding(c.name, c.source, UNUSABLE, problems[c]) for c in cases if c in problems]
-    findings += _findings({case: facts[case] for case in cases if case in facts})
+    findings += _findings({case: facts[case] for case in cases if case in facts}, extra)
     findings.sort(key=lambda one: one.severity != UNUSABLE)
     return Checked(
         tuple(cases), tuple(findings), facts, time.perf_counter() - begin, from_memory, workers
@@ -375,7 +377,7 @@ def _axes(grid: AxialGrid | None) -> str:
     return "".join(f"{sign}{axis}" for sign, axis in zip(signs, grid.order, strict=True))
 
 
-def _findings(facts: dict[Case, Facts]) -> Iterator[Finding]:
+def _findings(facts: dict[Case, Facts], extra: Collection[Case]) -> Iterator[Finding]:
     """What is odd about cases, by themselves and beside the others."""
     for case, seen in facts.items():
         for sentence in _oddities(case, seen):
@@ -388,7 +390,7 @@ def _findings(facts: dict[Case, Facts]) -> Iterator[Finding]:
         yield from _other_axes(group, facts)
         yield from _other_spacings(group, facts)
         yield from _guessed_patients(group)
-    yield from _shared_patients(facts)
+    yield from _shared_patients(facts, extra)
     yield from _twins(facts)
 
 
@@ -472,15 +474,19 @@ def _guessed_patients(group: list[Case]) -> Iterator[Finding]:
         yield Finding(case.source, case.source, NOTE, sentence)
 
 
-def _shared_patients(facts: dict[Case, Facts]) -> Iterator[Finding]:
-    sources: dict[str, list[str]] = defaultdict(list)
+def _shared_patients(facts: dict[Case, Facts], extra: Collection[Case]) -> Iterator[Finding]:
+    """Once for every patient whose cases stay together, and for every one who must not validate."""
+    alone = frozenset(extra)
+    first: dict[str, Case] = {}
+    told: set[tuple[str, bool]] = set()
     for case in facts:
-        seen = sources[case.patient]
-        if case.source not in seen:
-            seen.append(case.source)
-            if len(seen) == 2:
-                sentence = f"is of {case.patient}, who is in {seen[0]} too: taken as one patient."
-                yield _note(case, sentence)
+        who = person(case)
+        other = first.setdefault(who, case)
+        only = case in alone and other not in alone
+        if (other.source != case.source or only) and (who, only) not in told:
+            told.add((who, only))
+            then = "must not validate, since this case trains" if only else "taken as one patient"
+            yield _note(case, f"is of {case.patient}, who is in {other.source} too: {then}.")
 
 
 def _twins(facts: dict[Case, Facts]) -> Iterator[Finding]:

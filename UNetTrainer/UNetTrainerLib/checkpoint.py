@@ -6,19 +6,17 @@ unpickled, and since it is one file, moved into place, it is whole or the one be
 
 from __future__ import annotations
 
-import errno
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from KidneySegLib.errors import InputError, UsageError
+from KidneySegLib.modelsaving import save_tensors
 from KidneySegLib.writing import atomic
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -35,11 +33,7 @@ class SafetensorsIO(CheckpointIO):
         tensors: dict[str, Tensor] = {}
         header = json.dumps(_plain(checkpoint, tensors))
         with atomic(Path(path)) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={_HEADER: header})
-            except SafetensorError as error:  # how it reports a full disk
-                number = re.search(r"os error (\d+)", str(error))
-                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+            save_tensors(tensors, temporary, {_HEADER: header})
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.volumes import ANOTHER_COPY, open_file, quiet
+from KidneySegLib.volumes import ANOTHER_COPY, itk_name, open_file, quiet
 
 _GRAY_ONCE_CONVERTED = {"1": "L", "LA": "L"}
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -145,7 +145,7 @@ def _gray(picture: Image.Image, path: Path) -> np.ndarray:
 def _colours_of_16_bit(path: Path) -> np.ndarray:
     with quiet():
         try:
-            array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            array = sitk.GetArrayFromImage(sitk.ReadImage(itk_name(path)))
         except RuntimeError as error:
             raise InputError(f"{path} cannot be read, it is damaged; {ANOTHER_COPY}.") from error
     return array.reshape(*array.shape[-3:])[..., :3]

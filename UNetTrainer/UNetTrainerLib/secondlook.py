@@ -26,6 +26,7 @@ from KidneySegLib.backends.torchbackend import TorchBackend
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.looknetwork import LookNetwork, mirrored, probabilities
 from KidneySegLib.model import README_FILE, WEIGHTS_FILE, Model
+from KidneySegLib.modelcard import SPLIT_FILE
 from KidneySegLib.modelplaces import find_model
 from KidneySegLib.modelsaving import check_place, save_model
 from KidneySegLib.secondlook import CHANNELS, SecondLook
@@ -40,12 +41,19 @@ from UNetTrainerLib.candidates import (
     smallest_kidney_ml,
     survey,
 )
-from UNetTrainerLib.cases import Case, Split, find_cases, split_cases
+from UNetTrainerLib.cases import (
+    Case,
+    Split,
+    check_extra,
+    find_cases,
+    listed,
+    read_split,
+    split_cases,
+)
 from UNetTrainerLib.losses import focal
 from UNetTrainerLib.progress import Progress, Silent
 from UNetTrainerLib.varying import change_phase, smoothed
 
-SPLIT_FILE = "split.json"
 DRAWN_KIDNEYS, DRAWN_OTHERS = 36, 72  # of each CT that trains; a third of it of others
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-2
 
@@ -100,7 +108,7 @@ def train_second_look(options: LookOptions, progress: Progress | None = None) ->
     """
     started = time.monotonic()
     progress = progress or Silent()
-    model, split, extra = _start(options)
+    model, split, extra = _start(options, progress)
     look = SecondLook()
     backend = TorchBackend(model, options.device)
     everything = [*split.training, *split.validation, *extra]
@@ -156,8 +164,11 @@ def train_second_look(options: LookOptions, progress: Progress | None = None) ->
     return _saved(looking, network, Path(options.output), facts)
 
 
-def _start(options: LookOptions) -> tuple[Model, Split, list[Case]]:
+def _start(options: LookOptions, progress: Progress) -> tuple[Model, Split, list[Case]]:
     """The model, the volumes by who trained it, and the extra ones.
+
+    Of whom the split does not place, such as those whom ``--skip-bad`` left out, nobody knows
+    whether they were kept aside, so they are left out here too.
 
     All that can be wrong before a file is read is found here.
     """
@@ -173,19 +184,24 @@ def _start(options: LookOptions) -> tuple[Model, Split, list[Case]]:
         raise UsageError(f"{output} is the model itself; give another --output.")
     check_place(output)
     path = Path(options.split) if options.split else model.folder.parent / SPLIT_FILE
-    if not options.split and not path.is_file():
+    if not path.is_file():
+        lacking = f"split {path}" if options.split else f"{SPLIT_FILE} beside {model.folder}"
         raise UsageError(
-            f"There is no {SPLIT_FILE} beside {model.folder}; give --split, that of the run that "
-            "trained it, so that nobody who was kept aside is learnt from."
+            f"There is no {lacking}; give --split, that of the run that trained it, so that nobody "
+            "who was kept aside is learnt from."
         )
-    split = split_cases(find_cases(options.data), str(path), 0, 0)
+    cases = find_cases(options.data)
+    training_patients, validating = read_split(path)
+    placed = training_patients | validating
+    unknown = sorted({case.patient for case in cases} - placed)
+    if unknown:
+        progress.line(f"{path} does not place {listed(unknown)}: left out")
+    cases = [case for case in cases if case.patient in placed]
+    split = split_cases(cases, str(path.resolve()), 0, 0)
+    more = find_cases(options.extra) if options.extra else []
     training, validation, extra = (
-        tuple(case for case in cases if not case.is_slice)
-        for cases in (
-            split.training,
-            split.validation,
-            find_cases(options.extra) if options.extra else (),
-        )
+        tuple(case for case in some if not case.is_slice)
+        for some in (split.training, split.validation, more)
     )
     if not training:
         raise InputError(
@@ -196,6 +212,7 @@ def _start(options: LookOptions) -> tuple[Model, Split, list[Case]]:
     twice = [case for case in extra if case.image.resolve() in files]
     if twice:
         raise UsageError(f"{twice[0].image} is in --data and in --extra; give it once.")
+    check_extra(more, split.validation)
     return model, Split(training, validation), list(extra)
 
 

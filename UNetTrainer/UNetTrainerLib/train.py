@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from KidneySegLib.backends.torchbackend import TorchBackend, choose_device, has_bfloat16
 from KidneySegLib.errors import KidneySegError, UsageError
 from KidneySegLib.model import Model, load_model
+from KidneySegLib.modelcard import SPLIT_FILE
 from KidneySegLib.modelplaces import find_model, resources_folder
 from KidneySegLib.modelplaces import user_folder as models_folder
 from KidneySegLib.modelsaving import save_model
@@ -33,7 +34,14 @@ from KidneySegLib.writing import write_json
 from UNetTrainerLib.cache import CachedCase, build_cache
 from UNetTrainerLib.candidates import smallest_kidney_ml
 from UNetTrainerLib.card import card, readme
-from UNetTrainerLib.cases import Case, Split, find_everything, split_cases, write_split
+from UNetTrainerLib.cases import (
+    Case,
+    Split,
+    check_extra,
+    find_everything,
+    split_cases,
+    write_split,
+)
 from UNetTrainerLib.check import check, table, usable_cases
 from UNetTrainerLib.checkpoint import LAST, SafetensorsIO, check_settings
 from UNetTrainerLib.distributed import launched
@@ -44,6 +52,7 @@ from UNetTrainerLib.progress import Progress, Silent
 from UNetTrainerLib.report import draw_curves, draw_examples, write_history
 from UNetTrainerLib.sampling import BatchSampler, SliceDataset, loader
 
+SCORES = "scores.json"  # of the epoch that was kept; written at the end of a run
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "16-mixed": "16-mixed", "32": "32-true"}
 
 
@@ -136,7 +145,7 @@ def train(
         cast(BatchSampler, batches.batch_sampler).set_epoch(done)
         progress.line(f"resumed after epoch {done}")
     if rank == 0:  # only now: a run that cannot be resumed leaves the record of the other alone
-        write_split(data.split, output / "split.json")
+        write_split(data.split, output / SPLIT_FILE)
 
     teller = Teller(progress, cancelled)
 
@@ -169,7 +178,7 @@ def train(
     finished = load_model(output / "model")
     kept = training.kept
     if kept is not None and kept.cases:
-        write_json(kept.to_dict(), output / "scores.json")
+        write_json(kept.to_dict(), output / SCORES)
         draw_examples(finished, data.validation, kept, output / "examples", options.device)
     if options.install:
         finished = install(finished)
@@ -246,26 +255,14 @@ def prepare(
         finder: its answer for every case is cached as well.
     """
     cache = Path(options.cache) if options.cache else output / "cache"
-    cases, incomplete = find_everything(options.data)
-    extra, incomplete_extra = find_everything(options.extra) if options.extra else ([], [])
-    writable(cache)
+    cases, extra = find_usable(options, cache, progress)
+    if options.check_only:
+        return None
+    split = split_cases(cases, options.split, options.folds, options.fold)
+    check_extra(extra, split.validation)
+    if options.view != "axial":
+        split, extra = volumes_alone(split, extra, options, progress)
     with FileLock(cache / ".lock"):
-        checked = check(
-            [*cases, *extra],
-            [*incomplete, *incomplete_extra],
-            channels=options.in_channels,
-            remembered=cache / "checked.json",
-            progress=progress.counter("check"),
-        )
-        progress.line(table(checked))
-        usable = usable_cases(checked, options.skip_bad, options.classes)
-        if options.check_only:
-            return None
-        usable_data = [case for case in cases if case in usable]
-        split = split_cases(usable_data, options.split, options.folds, options.fold)
-        extra = [case for case in extra if case in usable]
-        if options.view != "axial":
-            split, extra = volumes_alone(split, extra, options, progress)
         cached = build_cache(
             [*split.training, *split.validation, *extra],
             cache,
@@ -276,6 +273,29 @@ def prepare(
         )
     first, second = len(split.training), len(split.training) + len(split.validation)
     return Data(split, cached[:first], cached[first:second], cached[second:])
+
+
+def find_usable(options: Options, cache: Path, progress: Progress) -> tuple[list[Case], list[Case]]:
+    """The cases that can train and validate, and the extra ones, once all have been checked.
+
+    Raises:
+        InputError, UsageError: what cannot be used and what to do.
+    """
+    cases, incomplete = find_everything(options.data)
+    extra, incomplete_extra = find_everything(options.extra) if options.extra else ([], [])
+    writable(cache)
+    with FileLock(cache / ".lock"):
+        checked = check(
+            [*cases, *extra],
+            [*incomplete, *incomplete_extra],
+            channels=options.in_channels,
+            remembered=cache / "checked.json",
+            progress=progress.counter("check"),
+            extra=extra,
+        )
+    progress.line(table(checked))
+    usable = set(usable_cases(checked, options.skip_bad, options.classes))
+    return [case for case in cases if case in usable], [case for case in extra if case in usable]
 
 
 def volumes_alone(

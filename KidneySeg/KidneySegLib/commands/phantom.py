@@ -19,8 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from KidneySegLib.phantom import write_cases
+    from KidneySegLib.phantom import MARK, write_cases
+    from KidneySegLib.writing import write_json
 
+    apart = not options.folder.is_dir() or not any(options.folder.iterdir())
     teller = Teller("bar", 1)
     try:
         written = write_cases(
@@ -32,6 +34,9 @@ def run(options: argparse.Namespace) -> int:
         )
     finally:
         teller.close()
+    if apart:
+        made = {"cases": options.cases, "seed": options.seed, "size": options.size}
+        write_json(made, options.folder / MARK)
     print(f"{len(written)} cases in {options.folder}")
     return 0
 

@@ -33,9 +33,12 @@ def run(options: argparse.Namespace) -> int:
     if options.folds < 0 or options.folds == 1:
         raise UsageError("--folds is 0, to train on all patients, or 2 or more.")
     from KidneySegLib.commands.common import keep_inputs
-    from UNetTrainerLib.recipe import RESULTS, TABLE, cross_validate, follow, read_recipe
+    from UNetTrainerLib.crossvalidation import TABLE, cross_validate
+    from UNetTrainerLib.recipe import read_recipe
+    from UNetTrainerLib.samerun import RECORD, RESULTS
+    from UNetTrainerLib.stages import follow
 
-    keep_inputs([options.recipe], [options.output / RESULTS, options.output / TABLE])
+    keep_inputs([options.recipe], [options.output / name for name in (RECORD, RESULTS, TABLE)])
     recipe = read_recipe(options.recipe)
     progress = choose(options.progress)
     try:

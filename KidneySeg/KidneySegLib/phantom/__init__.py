@@ -247,6 +247,10 @@ def _to_kits(axial: Array, spacing: Point, origin: Point) -> sitk.Image:
     return image
 
 
+# In a folder of nothing but generated cases: they are no patients of KiTS19, though named so.
+MARK = "phantoms.json"
+
+
 def write_cases(
     folder: Path,
     count: int,
