@@ -241,7 +241,7 @@ def test_in_a_batch_no_dialog_opens(slicer):
 def test_a_slicer_that_is_too_old_says_so(slicer, monkeypatch):
     slicer()
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)
-    with pytest.raises(KidneySegError, match=r"install 3D Slicer 5\\.12 or later"):
+    with pytest.raises(KidneySegError, match=r"install 3D Slicer 5\.12 or later"):
         ensure(SlicerInstaller(), ["there>=1"])
 
 
