@@ -16,7 +16,9 @@ from KidneySegLib.midline import find_midline
 from KidneySegLib.postprocess import (
     NOTE_HORSESHOE,
     NOTE_NONE,
+    NOTE_SIDE,
     NOTE_SLANT,
+    Kidneys,
     fill_holes,
     find_kidneys,
 )
@@ -367,6 +369,45 @@ def test_a_picture_of_half_the_body_does_not_put_both_kidneys_on_one_side() -> N
     )
     labels = find_kidneys(patient.mask, patient.grid, patient.ct).labels
     assert np.array_equal(labels, left * LEFT + right * RIGHT)
+
+
+# --- a part of the body's width -----------------------------------------------------------------
+
+
+def cut_out(patient: Patient, low_mm: float, high_mm: float) -> Kidneys:
+    """What is found where only the columns of this part of the body are shown."""
+    x = patient.x[0, 0]
+    shown = (slice(None), slice(None), (x >= low_mm) & (x <= high_mm))
+    mask, ct = (np.ascontiguousarray(array[shown]) for array in (patient.mask, patient.ct))
+    return find_kidneys(mask, Patient(ct.shape, patient.grid.spacing_mm).grid, ct)
+
+
+@pytest.mark.parametrize("side", [LEFT, RIGHT])
+@pytest.mark.parametrize("shown", [(25, 105), (0, 105), (-5, 200), (-30, 200)], ids=str)
+def test_a_kidney_alone_in_a_narrow_picture_tells_its_side(
+    side: int, shown: tuple[float, float]
+) -> None:
+    """The middle of the picture, even of the body in it, may lie on either side of the kidney."""
+    out = 1 if side == LEFT else -1
+    patient = Patient()
+    patient.ct[patient.at((0, 55, 0), (22, 22, 1000))] = 400
+    patient.add((out * 55, 25, 25), (25, 25, 32))
+    patient.add((out * 65, 25, -25), (25, 25, 32))
+    found = cut_out(patient, *sorted((out * shown[0], out * shown[1])))
+    assert set(np.unique(found.labels)) == {0, side}
+    assert NOTE_SIDE in found.notes
+    whole = find_kidneys(patient.mask, patient.grid, patient.ct)
+    assert NOTE_SIDE not in whole.notes and (whole.labels[patient.mask] == side).all()
+
+
+def test_a_pair_of_kidneys_in_a_narrow_picture_has_its_middle_between_them() -> None:
+    patient = Patient()
+    patient.left()
+    patient.right()
+    for low, high in ((-95, 95), (-90, 125)):
+        found = cut_out(patient, low, high)
+        assert (found.labels == LEFT).sum() > 1000 and (found.labels == RIGHT).sum() > 1000
+        assert found.notes == ()
 
 
 # --- across the midline -----------------------------------------------------------------------

@@ -20,6 +20,20 @@ _BODY_EROSION_MM = 6.0
 _MIDLINE_SLICES = 25
 _MIDLINE_SLOPE_MM = 60.0
 _MIDLINE_STEEPEST = 0.4
+# What shows so much of the body without its flanks has its midline about the middle.
+_WIDE_MM = 280.0
+_SEEN_SHARE = 0.5  # of the rows across the body, with both ends in the picture
+# A kidney leans outwards downwards, by a fifth in the median of 34, and beside the spine there is
+# more bone than at the ribs. Both are added up so that in cuttings of 17 patients with 5, 15, 25
+# and 40 mm to either side of the kidney they told the side of 31, 32, 32 and 33 of 34. A flank
+# tells more than either, where there is one as near as a kidney's own.
+_LEAN_WEIGHT = 4.0
+_FLANK_WEIGHT = 3.0
+_FLANK_MM = 170.0
+_AIR_SHARE = 0.9
+_LEAN_LENGTH_MM = 60.0
+_BONE_HU = 250.0
+_BONE_SPARE_MM2 = 50.0
 
 
 def body_mask(
@@ -63,11 +77,19 @@ def air_threshold(ct: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Midline:
-    """The body's mid-sagittal plane, x = x_mm + slope * (z - z_mm), in LPS mm."""
+    """The body's mid-sagittal plane, x = x_mm + slope * (z - z_mm), in LPS mm.
+
+    Attributes
+    ----------
+    seen
+        Whether it can be told from the body; False where that is cut off at a side, as in a
+        region around one kidney.
+    """
 
     x_mm: float
     slope: float = 0.0
     z_mm: float = 0.0
+    seen: bool = True
 
     def to_the_left_mm(self, points: np.ndarray) -> np.ndarray:
         """How far LPS points, shape (..., 3), lie to the patient's left of the plane."""
@@ -102,11 +124,12 @@ def find_midline(ct: np.ndarray, grid: AxialGrid, slices: slice | None = None) -
     air = air_threshold(thin)
     pixel_mm = (steps[0] * grid.spacing_mm[1], steps[1] * grid.spacing_mm[2])
 
-    centres = []
+    centres, seen = [], []
     for k, picture in zip(chosen, thin, strict=True):
         centre = _body_centre(picture, air, pixel_mm)
         if centre is not None:
             centres.append((k, centre[0] * steps[0], centre[1] * steps[1]))
+            seen.append(centre[2])
     if not centres:
         return None
     points = grid.to_physical(np.array(centres, float))
@@ -119,13 +142,14 @@ def find_midline(ct: np.ndarray, grid: AxialGrid, slices: slice | None = None) -
         slope = float(np.median((x[first] - x[second]) / (z[first] - z[second])))
         slope = float(np.clip(slope, -_MIDLINE_STEEPEST, _MIDLINE_STEEPEST))
     middle = float(z.mean())
-    return Midline(float(np.median(x - slope * (z - middle))), slope, middle)
+    at = float(np.median(x - slope * (z - middle)))
+    return Midline(at, slope, middle, seen=bool(np.mean(seen) >= 0.5))
 
 
 def _body_centre(
     picture: np.ndarray, air: float, pixel_mm: tuple[float, float]
-) -> tuple[float, float] | None:
-    """(row, column) in the middle of the body in one thinned slice."""
+) -> tuple[float, float, bool] | None:
+    """(row, column) in the middle of the body in one thinned slice, and whether that is seen."""
     wear = (round(_BODY_EROSION_MM / pixel_mm[0]), round(_BODY_EROSION_MM / pixel_mm[1]))
     body = body_mask(picture, air, wear)
     rows = np.flatnonzero(body.any(axis=1))
@@ -135,10 +159,53 @@ def _body_centre(
     last = body.shape[1] - 1 - body[rows, ::-1].argmax(axis=1)
     width = last - first
     # Rows that reach the edge of the picture on one side only say nothing about the middle.
-    whole = (width >= width.max() / 2) & ((first > 0) == (last < body.shape[1] - 1))
+    wide = width >= width.max() / 2
+    inside = (first > 0).astype(int) + (last < body.shape[1] - 1)
+    seen = np.mean(inside[wide] == 2) >= _SEEN_SHARE or width.max() * pixel_mm[1] >= _WIDE_MM
+    whole = wide & (inside != 1)
     if not whole.any():
-        whole = width >= width.max() / 2
-    return float(np.median(rows[whole])), float(np.median((first + last)[whole]) / 2)
+        whole = wide
+    return float(np.median(rows[whole])), float(np.median((first + last)[whole]) / 2), bool(seen)
+
+
+def is_left(kidney: np.ndarray, first: int, ct: np.ndarray, grid: AxialGrid) -> bool:
+    """Whether a kidney is a left one, told without a midline.
+
+    Parameters
+    ----------
+    kidney
+        bool array of shape (slices, rows, columns): some slices of the CT's, with it in each.
+    first
+        The number of the first of them.
+    ct
+        Axial array in HU.
+    """
+    steps = tuple(max(1, round(_BODY_PIXEL_MM / mm)) for mm in grid.spacing_mm)
+    thinly = tuple(slice(None, None, step) for step in steps)
+    here, picture = kidney[thinly], ct[first : first + len(kidney)][thinly]
+
+    def at(index: np.ndarray) -> np.ndarray:
+        return grid.to_physical(index * np.array(steps) + np.array([first, 0, 0]))
+
+    points = at(np.argwhere(here))
+    middle = points.mean(axis=0)
+    lean = 0.0
+    if np.ptp(points[:, 2]) >= _LEAN_LENGTH_MM:
+        lean = -float(np.polyfit(points[:, 2], points[:, 0], 1)[0])
+
+    bone = at(np.argwhere((picture > _BONE_HU) & ~here))[:, 0] > middle[0]
+    pixel_mm2 = grid.spacing_mm[1] * grid.spacing_mm[2] * steps[1] * steps[2] / len(here)
+    left, right = np.array([np.sum(bone), np.sum(~bone)]) * pixel_mm2 + _BONE_SPARE_MM2
+
+    rows = here.any(axis=(0, 2))
+    air = np.mean(picture[:, rows] <= air_threshold(ct[:: max(1, len(ct) // 9)]), axis=(0, 1))
+    inside = np.flatnonzero(air < _AIR_SHARE)
+    flanks = 0.0
+    for column, ends in ((inside[0], inside[0] > 0), (inside[-1], inside[-1] < len(air) - 1)):
+        away = at(np.array([len(here) / 2, np.flatnonzero(rows).mean(), column]))[0] - middle[0]
+        if ends and abs(away) <= _FLANK_MM:
+            flanks += np.sign(away)
+    return bool(_LEAN_WEIGHT * lean + np.log(right / left) + _FLANK_WEIGHT * flanks > 0)
 
 
 def _eroded(mask: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:

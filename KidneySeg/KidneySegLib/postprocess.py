@@ -16,7 +16,7 @@ import numpy as np
 from KidneySegLib.confidence import CONNECTIVITY, confidence, doubtful_lumps
 from KidneySegLib.geometry import LEFT, RIGHT, SIDE_NAMES, AxialGrid, bounding_box
 from KidneySegLib.horseshoe import slant_inwards
-from KidneySegLib.midline import Midline, find_midline
+from KidneySegLib.midline import Midline, find_midline, is_left
 
 _SPLIT = 3  # a horseshoe kidney, whose voxels are left or right by their own place
 
@@ -24,6 +24,10 @@ NOTE_NONE = "no kidney found"
 NOTE_HORSESHOE = (
     "horseshoe kidney: one component across the midline; left and right volumes are its parts on "
     "each side of the midline"
+)
+NOTE_SIDE = (
+    "the picture shows only a part of the body's width: the side of the kidney was told by how it "
+    "leans and where flank and spine are; check it"
 )
 NOTE_SLANT = (
     "both kidneys slant towards each other downwards, as the halves of a horseshoe kidney do; look "
@@ -177,7 +181,7 @@ def find_kidneys(
         if believe is not None:
             pieces.look_again(believe, least_belief, minimum_ml)
     midline = None if ct is None else find_midline(ct, grid, box[0])
-    midline = pieces.settled(midline, minimum_ml)
+    midline = pieces.settled(midline, minimum_ml, ct)
     pieces.split(midline)
 
     left_out: list[str] = []
@@ -213,6 +217,8 @@ def find_kidneys(
         )
 
     # All labels lie in the box: nothing is filled that no label encloses.
+    if not midline.seen and labels[box].any():
+        left_out.insert(0, NOTE_SIDE)
     notes = (*_notes_on(labels, box, grid, bool(horseshoe)), *left_out)
     return Kidneys(labels, box, notes, bool(horseshoe))
 
@@ -304,12 +310,13 @@ class _Pieces:
             self.belief[number] = believe(found)
         self.doubted = self.belief < least_belief
 
-    def settled(self, midline: Midline | None, minimum_ml: float) -> Midline:
+    def settled(self, midline: Midline | None, minimum_ml: float, ct: np.ndarray | None) -> Midline:
         """The midline in the light of the two largest components, where they may be kidneys.
 
         A pair of kidneys has its middle between them. Without a midline from the CT that is the
         best there is, short of the middle of the image; with one, it overrules what puts two
-        kidneys far apart on the same side (a picture that shows half of the body).
+        kidneys far apart on the same side (a picture that shows half of the body). Where the CT
+        shows no midline, a single kidney itself tells its side.
         """
         settled = midline or Midline(
             float(self.grid.to_physical((np.array(self.grid.shape) - 1) / 2)[0])
@@ -319,10 +326,24 @@ class _Pieces:
         pair = [n for n in order[:2] if large[n]]
         if len(pair) == 2:
             low, high = sorted(settled.to_the_left_mm(self.centres_mm[pair]).tolist())
-            across = low < 0 < high
-            if (across and midline is None) or (not across and high - low >= _PAIR_DISTANCE_MM):
-                return replace(settled, x_mm=settled.x_mm + (low + high) / 2)
-        return settled
+            across, apart = low < 0 < high, high - low >= _PAIR_DISTANCE_MM
+            if (across and midline is None) or (apart and not (across and settled.seen)):
+                return replace(settled, x_mm=settled.x_mm + (low + high) / 2, seen=True)
+        if pair and ct is not None and not settled.seen:
+            return self._beside(pair[0], ct)
+        return replace(settled, seen=True)
+
+    def _beside(self, number: int, ct: np.ndarray) -> Midline:
+        """A midline on that side of a kidney on which the body's must be."""
+        box = self.boxes[number]
+        index = np.argwhere(self.components[box] == number)
+        index += [part.start + corner for part, corner in zip(box, self.first, strict=True)]
+        x_mm = self.grid.to_physical(index)[:, 0]
+        first = box[0].start + self.first[0]
+        kidney = np.zeros((box[0].stop - box[0].start, *self.grid.shape[1:]), bool)
+        kidney[tuple((index - [first, 0, 0]).T)] = True
+        on_left = is_left(kidney, first, ct, self.grid)
+        return Midline(float(x_mm.min() - 1 if on_left else x_mm.max() + 1), seen=False)
 
     def split(self, midline: Midline) -> None:
         """Find how much of each component is on the left, and on which side most of it is."""
