@@ -827,6 +827,15 @@ def test_of_two_phases_in_one_series_one_is_read_whole(tmp_path):
     assert "7 slices at a place" in scan.warnings[0]
 
 
+def test_a_step_aside_within_a_series_is_told_and_not_taken_for_a_tilt(tmp_path):
+    """As where a scan was reconstructed in two parts."""
+    array = hounsfield((6, 24, 32))
+    write_series(tmp_path, array, keep=range(3))
+    write_series(tmp_path, array, keep=range(3, 6), first=np.add(ORIGIN, (20, 0, 0)))
+    (warning,) = read_ct(tmp_path).warnings
+    assert "has a step of 20 mm to the side between two slices" in warning
+
+
 def test_a_tilted_gantry_is_told(tmp_path):
     array = hounsfield((7, 24, 32))
     angle = np.radians(15)

@@ -29,6 +29,7 @@ from KidneySegLib.volumes import (
 
 _AXIAL_COSINE = 0.85  # the normal of axial slices lies within about 30 degrees of the body axis
 _LISTED = 5
+_ASIDE_MM = 1.0  # from one slice to the next, beside what they mostly move
 _PLAUSIBLE_SHARE = 0.75  # a series with this share of the largest one's slices may be the one meant
 
 
@@ -403,6 +404,17 @@ def _slice_distance_mm(positions: np.ndarray, folder: Path, warnings: list[str])
 def _tell_tilt(slices: list[_Slice], folder: Path, warnings: list[str]) -> None:
     """Warn where slices are shifted against each other, as a tilted gantry makes them."""
     way = np.subtract(slices[-1].origin, slices[0].origin)
+    steps = np.diff([s.origin for s in slices], axis=0)
+    thick = np.diff([s.position for s in slices])[:, np.newaxis]
+    aside = steps - np.median(steps / thick, axis=0) * thick
+    most_mm = float(np.linalg.norm(aside, axis=1).max())
+    if most_mm > _ASIDE_MM:
+        warnings.append(
+            f"{folder} has a step of {most_mm:.0f} mm to the side between two slices: each is "
+            "segmented and measured as it is, but those beyond the step lie beside the place that "
+            "their header tells."
+        )
+        return
     cosine = abs(np.dot(way, slices[0].normal)) / np.linalg.norm(way)
     tilt = float(np.degrees(np.arccos(min(1.0, cosine))))
     if tilt > 1.0:
