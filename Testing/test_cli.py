@@ -18,7 +18,7 @@ import toys
 from PIL import Image
 from toys import everything_in
 
-from KidneySegLib import cli, reading, segment, volumes, writing
+from KidneySegLib import cli, opening, reading, segment, writing
 from KidneySegLib.commands import models as models_command
 from KidneySegLib.network import NetworkParameters
 from KidneySegLib.phantom import MARK
@@ -298,7 +298,7 @@ def test_what_is_said_while_a_file_is_read_is_heard(capfd, monkeypatch):
     """Reading keeps the C++ libraries off standard error, and they share it with us."""
 
     def speak(options):
-        with volumes.quiet():
+        with opening.quiet():
             os.write(2, b"from a library\n")
             print("from us", file=sys.stderr)
         return 0

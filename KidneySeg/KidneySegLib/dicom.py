@@ -12,16 +12,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
+from KidneySegLib.opening import itk_name, open_file, quiet
 from KidneySegLib.volumes import (
     IMAGING,
     Asked,
     Volume,
     collect,
-    itk_name,
     number_in,
-    open_file,
     placed_image,
-    quiet,
     read_with_itk,
     slice_thickness_mm,
     tag_of,

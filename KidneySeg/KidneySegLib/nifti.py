@@ -20,20 +20,22 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import grid_difference
-from KidneySegLib.volumes import (
+from KidneySegLib.opening import (
     ANOTHER_COPY,
     DEFLATE_AT_BEST,
+    SLAB_VOXELS,
+    complete_gzip,
+    open_file,
+)
+from KidneySegLib.volumes import (
     NOT_STRAIGHT,
     SHEAR_DEGREES,
-    SLAB_VOXELS,
     STRAIGHTENED,
     Asked,
     Volume,
     check_shape,
     collect,
-    complete_gzip,
     header_of,
-    open_file,
     placed_as_read,
     shear_degrees,
 )

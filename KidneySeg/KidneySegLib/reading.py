@@ -18,26 +18,21 @@ from KidneySegLib.dicom import is_dicom_folder, read_dicom
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import grid_difference
 from KidneySegLib.nifti import holds_nifti, read_nifti
+from KidneySegLib.opening import ANOTHER_COPY, DAMAGED, itk_name, open_file, quiet, unzipped_start
+from KidneySegLib.storedvoxels import check_stored
 from KidneySegLib.volumes import (
-    ANOTHER_COPY,
-    DAMAGED,
     IMAGING,
     Asked,
     Volume,
     check_grid,
     check_shape,
-    check_stored,
     collect,
     header_of,
-    itk_name,
     number_in,
-    open_file,
     placed_as_read,
-    quiet,
     read_with_itk,
     slabs_of,
     tag_of,
-    unzipped_start,
 )
 
 # The longest first: `.seg.nrrd` is a `.nrrd` too.

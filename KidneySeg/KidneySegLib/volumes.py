@@ -6,25 +6,29 @@ as float32 otherwise; a whole volume is never held in float64.
 
 from __future__ import annotations
 
-import gzip
-import math
-import os
-import re
-import sys
 import tempfile
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import Cancelled, InputError
 from KidneySegLib.geometry import blank_image
+from KidneySegLib.opening import (
+    ANOTHER_COPY,
+    DAMAGED,
+    SLAB_VOXELS,
+    itk_name,
+    open_file,
+    quiet,
+    unzipped_start,
+)
+from KidneySegLib.storedvoxels import check_stored, inflated_slabs, stored_in
 
 # Whether to stop.
 Asked = Callable[[], bool]
@@ -34,20 +38,13 @@ AIR_HU = -1024
 
 # The imaging of a case folder in the layout of KiTS19.
 IMAGING = ("imaging.nii.gz", "imaging.nii", "imaging.nrrd")
-SLAB_VOXELS = 1 << 19
-ANOTHER_COPY = "copy or export it again"
-DAMAGED = "{path} cannot be read, it is damaged or truncated; " + ANOTHER_COPY + "."
 
 # No CT of kidneys is coarser or longer; mostly a wrong unit, and terabytes to plan for.
 _COARSEST_MM = 100.0
 _LONGEST_MM = 5000.0
 
-# Deflate shrinks to a thousandth at best, so a header that promises more lies.
-DEFLATE_AT_BEST = 1040
 # MetaIO and NrrdIO crash where a header claims more dimensions.
 _MOST_DIMENSIONS = 10
-# Where a header ends at the latest; that of a segmentation tells much of each segment.
-_HEADER_BYTES = 1 << 20
 # Formats that ITK does not know by a suffix in capitals.
 _IMAGE_IO = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".gipl": "GiplImageIO"}
 _NIFTI = (".nii", ".nii.gz")
@@ -90,100 +87,6 @@ class Volume:
     files: tuple[Path, ...] = ()  # the DICOM file of each stored slice, in their order
 
 
-def open_file(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be opened ({error.strerror}); check its permissions."
-        ) from error
-
-
-def itk_name(path: Path) -> str:
-    """A path for the C++ libraries, which end the process at a name that is not UTF-8.
-
-    Raises
-    ------
-    InputError
-        It is not.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        printable = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(f"{printable} has a name that is not UTF-8; rename it.") from error
-    return str(path)
-
-
-class _Quiet:
-    """Standard error, which all threads share: silent from the first of them in to the last out."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._kept = -1
-        self._warned = False
-
-    def enter(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside > 1:
-                return
-            self._warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-            sitk.ProcessObject.SetGlobalWarningDisplay(False)
-            try:
-                self._kept = os.dup(2)
-            except OSError:  # no standard error at all, as under pythonw
-                self._kept = -1
-                return
-            if sys.stderr is not None:
-                sys.stderr.flush()
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 2)
-            os.close(sink)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside:
-                return
-            if self._kept >= 0:
-                os.dup2(self._kept, 2)
-                os.close(self._kept)
-            sitk.ProcessObject.SetGlobalWarningDisplay(self._warned)
-
-
-_QUIET = _Quiet()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the C++ libraries off standard error: they print there, past any handler."""
-    _QUIET.enter()
-    try:
-        yield
-    finally:
-        _QUIET.leave()
-
-
-def unzipped_start(path: Path) -> bytes:
-    with open_file(path) as file, gzip.GzipFile(fileobj=file) as stream, complete_gzip(path):
-        return stream.read(352)
-
-
-@contextmanager
-def complete_gzip(path: Path) -> Iterator[None]:
-    """Turn the errors of a damaged gzip stream into the sentence for the user."""
-    try:
-        yield
-    except EOFError as error:
-        raise InputError(f"{path} is truncated (the gzip data end early); {ANOTHER_COPY}.") from (
-            error
-        )
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged (bad gzip data); {ANOTHER_COPY}.") from error
-
-
 def header_of(path: Path, image_io: str = "") -> sitk.ImageFileReader:
     """A reader that has read the header of a file; voxels of NIfTI are for `nifti` to read.
 
@@ -193,7 +96,7 @@ def header_of(path: Path, image_io: str = "") -> sitk.ImageFileReader:
         The file is damaged, of no known format, or its name is not UTF-8.
     """
     name = itk_name(path)
-    stored = _stored(path)
+    stored = stored_in(path)
     if stored.dimensions is not None and not 1 <= stored.dimensions <= _MOST_DIMENSIONS:
         raise InputError(
             f"{path} has a damaged header, its number of dimensions is not from 1 to "
@@ -236,97 +139,6 @@ def _name_for_nifticlib(path: Path, name: str) -> Iterator[str]:
         copy = Path(folder, "header.nii")
         copy.write_bytes(start + bytes(4))  # no extensions follow
         yield str(copy)
-
-
-class _Stored(NamedTuple):
-    """What the header of a MetaImage or NRRD file tells of its voxels."""
-
-    dimensions: int | None = None
-    coding: str = ""  # raw, zlib (of a MetaImage), gzip (of NRRD); else what follows is of no use
-    file: Path = Path()
-    start: int = 0  # the first byte that may be a voxel's
-    length: int = 0  # bytes from there on that may be
-    big_endian: bool = False  # of a MetaImage
-
-
-def _stored(path: Path) -> _Stored:
-    """Nothing of it for other formats."""
-    with open_file(path) as file:
-        if path.suffix.lower() in (".mha", ".mhd"):
-            return _stored_in_meta(path, file)
-        return _stored_in_nrrd(path, file) if file.read(4) == b"NRRD" else _Stored()
-
-
-def _stored_in_meta(path: Path, file: BinaryIO) -> _Stored:
-    fields: dict[str, str] = {}
-    while "ElementDataFile" not in fields and file.tell() < _HEADER_BYTES:
-        line = file.readline(_HEADER_BYTES).decode(errors="surrogateescape")
-        if not line:
-            break
-        name, value = (*re.split("[=:]", line, maxsplit=1), "")[:2]
-        fields[name.strip()] = value.strip()
-    dimensions = _whole(fields["NDims"]) if "NDims" in fields else None
-
-    def is_true(name: str, default: str) -> bool:
-        return fields.get(name, default).startswith(("T", "t", "1"))
-
-    zipped = is_true("CompressedData", "F")
-    start = _whole(fields.get("HeaderSize", ""))  # 0 also for -1, at the end of the file
-    data = fields.get("ElementDataFile", "")
-    if data.lower() == "local":
-        where, start = path, start or file.tell()
-    else:
-        where = path.parent / data
-        if not os.path.isfile(where):  # as MetaIO looks for it
-            where, zipped = Path(f"{where}.gz"), True
-    if not os.path.isfile(where) or not is_true("BinaryData", "T"):
-        return _Stored(dimensions)
-    length = where.stat().st_size - start
-    if not zipped:
-        return _Stored(dimensions, "raw", where, start, length)
-    length = min(_whole(fields.get("CompressedDataSize", "")) or length, length)
-    order = is_true("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "F"))
-    return _Stored(dimensions, "zlib", where, start, length, order)
-
-
-def _stored_in_nrrd(path: Path, file: BinaryIO) -> _Stored:
-    start = file.read(_HEADER_BYTES)
-    header = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0]
-    fields = {
-        name.replace(b" ", b"").lower(): value.decode(errors="replace").lower()
-        for name, value in re.findall(rb"(?m)^([\w ]+):(?!=) *(\S*)", header)
-    }
-    dimensions = _whole(fields[b"dimension"]) if b"dimension" in fields else None
-    if b"datafile" in fields or len(header) == len(start):
-        return _Stored(dimensions)
-    length = path.stat().st_size - len(header)
-    return _Stored(dimensions, fields.get(b"encoding", ""), path, len(header), length)
-
-
-def _whole(text: str) -> int:
-    """The whole number that a text begins with, 0 where there is none."""
-    found = re.match(r"[0-9]{1,18}(?!\S)", text)
-    return int(found[0]) if found else 0
-
-
-def check_stored(path: Path, header: sitk.ImageFileReader) -> _Stored:
-    """What is told of the voxels; refused if a MetaImage or NRRD has fewer than it promises.
-
-    ITK would take the memory for them first.
-    """
-    stored = _stored(path)
-    number = int(np.prod(header.GetSize(), dtype=object)) * header.GetNumberOfComponents()
-    at_best = {"raw": 1, "zlib": DEFLATE_AT_BEST, "gzip": DEFLATE_AT_BEST}.get(stored.coding)
-    if at_best and number * _value_type(header).itemsize > at_best * stored.length:
-        raise InputError(DAMAGED.format(path=path))
-    return stored
-
-
-def _value_type(header: sitk.ImageFileReader) -> np.dtype:
-    """The type of a value, such as that of `vector of 16-bit unsigned integer`."""
-    text = sitk.GetPixelIDValueAsString(header.GetPixelIDValue())
-    kind = "f" if "float" in text else "u" if "unsigned" in text else "i"
-    return np.dtype(f"{kind}{int(text.partition('-bit')[0].split()[-1]) // 8}")
 
 
 def check_shape(path: Path, header: sitk.ImageFileReader | sitk.Image) -> None:
@@ -377,7 +189,7 @@ def read_with_itk(path: Path, cancelled: Asked | None = None) -> Volume:
     with quiet():
         try:
             if stored.coding == "zlib":
-                slabs = _inflated_slabs(path, reader, stored)
+                slabs = inflated_slabs(path, reader, stored)
                 voxels = collect(reader.GetSize()[2::-1], slabs, cancelled)
             else:
                 voxels = _itk_voxels(reader, cancelled)
@@ -429,51 +241,6 @@ def _streamed(reader: sitk.ImageFileReader) -> Iterator[np.ndarray]:
         yield sitk.GetArrayFromImage(reader.Execute())
     reader.SetExtractIndex(())
     reader.SetExtractSize(())
-
-
-def _inflated_slabs(
-    path: Path, reader: sitk.ImageFileReader, stored: _Stored
-) -> Iterator[np.ndarray]:
-    """The slabs of a compressed MetaImage, each (slices, rows, columns).
-
-    ITK leaves what a damaged one lacks as it is, without a word.
-
-    Raises
-    ------
-    InputError, zlib.error
-        It is damaged: it ends early, goes on too long, or its check sum is another one.
-    """
-    columns, rows, slices = reader.GetSize()[:3]
-    values = _value_type(reader).newbyteorder(">" if stored.big_endian else "<")
-    stream = zlib.decompressobj(wbits=47)  # zlib or gzip, as MetaIO takes them
-    left = stored.length
-
-    def inflated(wanted: int) -> bytes:
-        nonlocal left
-        parts = []
-        while wanted and not stream.eof:
-            data = stream.unconsumed_tail
-            if not data:
-                data = file.read(min(1 << 18, left))
-                left -= len(data)
-            parts.append(stream.decompress(data, wanted))
-            if not data and not parts[-1]:
-                break
-            wanted -= len(parts[-1])
-        return b"".join(parts)
-
-    step = max(1, SLAB_VOXELS // (columns * rows))
-    with open_file(stored.file) as file:
-        file.seek(stored.start)
-        for first in range(0, slices, step):
-            shape = (min(step, slices - first), rows, columns)
-            wanted = math.prod(shape) * values.itemsize
-            data = inflated(wanted)
-            if len(data) < wanted:
-                raise InputError(DAMAGED.format(path=path))
-            yield np.frombuffer(data, values).reshape(shape)
-        if inflated(1) or not stream.eof:
-            raise InputError(DAMAGED.format(path=path))
 
 
 def slabs_of(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -25,8 +25,9 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError, KidneySegError, UsageError
 from KidneySegLib.geometry import grid_difference
+from KidneySegLib.opening import quiet
 from KidneySegLib.reading import holds
-from KidneySegLib.volumes import header_of, quiet
+from KidneySegLib.volumes import header_of
 
 # What a label map may be written as; the longest first, `.seg.nrrd` is a `.nrrd` too.
 LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.volumes import ANOTHER_COPY, itk_name, open_file, quiet
+from KidneySegLib.opening import ANOTHER_COPY, itk_name, open_file, quiet
 
 _GRAY_ONCE_CONVERTED = {"1": "L", "LA": "L"}
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")

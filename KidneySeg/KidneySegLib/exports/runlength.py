@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from KidneySegLib.errors import InputError
 from KidneySegLib.exports.labels import STRUCTURES
 from KidneySegLib.geometry import AxialGrid, from_axial, to_axial
-from KidneySegLib.volumes import ANOTHER_COPY
+from KidneySegLib.opening import ANOTHER_COPY
 from KidneySegLib.writing import Segment, atomic, whole_folder
 
 COLUMNS = ("img", "pixels")

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.geometry import AxialGrid, from_axial, to_axial
-from KidneySegLib.volumes import ANOTHER_COPY
+from KidneySegLib.opening import ANOTHER_COPY
 from KidneySegLib.writing import Segment, whole_folder, write_json
 
 PICTURES = {"png": ".png", "tiff": ".tif"}
