@@ -140,8 +140,8 @@ class KidneySegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.set_parameters(self._parameterNode)
         if self._parameterNode.inputVolume is None:
             for volume in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
-                label = volume.GetClassName() != "vtkMRMLScalarVolumeNode"
-                if not label and not volume.GetHideFromEditors():
+                isLabelMap = volume.GetClassName() != "vtkMRMLScalarVolumeNode"
+                if not isLabelMap and not volume.GetHideFromEditors():
                     self._parameterNode.inputVolume = volume
                     break
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from patients import Patient
 
-from KidneySegLib.midline import find_midline
+from KidneySegLib.midline import find_midline, is_left
 
 
 @pytest.mark.parametrize("what", ["table", "arm", "blanket", "clipped", "cut", "gas"])
@@ -33,3 +33,20 @@ def test_the_midline_is_not_misled(what: str) -> None:
     assert midline is not None
     middle_mm = patient.grid.to_physical([10, 35, 54.5])[0]
     assert midline.x_mm == pytest.approx(middle_mm, abs=12)
+
+
+@pytest.mark.parametrize("what", ["a sheet in tissue", "specks in air"])
+def test_a_kidney_tells_its_side_however_thin_it_is_and_whatever_is_around_it(what: str) -> None:
+    """Thinned to 3 mm nothing is left of a sheet, and with specks no column is mostly body."""
+    kidney = np.zeros((12, 60, 84), bool)
+    if what == "specks in air":
+        k = np.arange(12)
+        kidney[k, 9 + 3 * k, 30 + k] = True
+    else:
+        kidney[:, 10:50, 40] = True
+    spine = np.zeros_like(kidney)
+    spine[:, 0:4, 60:80] = True  # to the left of it
+    ct = np.where(spine, 700, 30 if what == "a sheet in tissue" else -1000)
+    grid = Patient(kidney.shape, (1.0, 1.0, 1.0)).grid
+    assert not is_left(kidney, 0, ct, grid)
+    assert is_left(kidney, 0, np.roll(ct, -60, axis=2), grid)  # now to the right

@@ -1014,7 +1014,7 @@ def test_a_name_that_is_not_utf8_is_told_in_text_that_can_be_printed(tmp_path, n
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith(
-        f"/M\\xfcller{''.join(bad.suffixes)} has a name that is not UTF-8; rename it."
+        f"/M\\udcfcller{''.join(bad.suffixes)} has a name that is not UTF-8; rename it."
     )
     assert len(done.stdout.splitlines()) == (2 if "seg" in name else 1)
 

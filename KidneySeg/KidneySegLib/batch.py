@@ -259,14 +259,8 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     UsageError
         The table or the reference cannot be used.
     """
-    from KidneySegLib.finding import (
-        CT_SUFFIXES,
-        Case,
-        find_cases,
-        printable,
-        read_list,
-        with_references,
-    )
+    from KidneySegLib.finding import CT_SUFFIXES, Case, find_cases, read_list, with_references
+    from KidneySegLib.opening import printable
     from KidneySegLib.reading import case_name
 
     source, reference = options.input, options.reference

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.evaluation import CaseScores, Cohort
-from KidneySegLib.finding import Case, find_cases, printable
+from KidneySegLib.finding import Case, find_cases
+from KidneySegLib.opening import printable
 from KidneySegLib.pairing import find_labels
 from KidneySegLib.reading import case_name, read_ct, read_labels
 

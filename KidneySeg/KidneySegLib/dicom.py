@@ -310,7 +310,7 @@ def read_dicom(
     if len(slices) > 1:
         positions = np.array([s.position for s in slices])
         distance_mm = _slice_distance_mm(positions, folder, warnings)
-        _tell_tilt(slices, folder, warnings)
+        _tell_shift(slices, folder, warnings)
     else:
         distance_mm = slices[0].thickness_mm or first.spacing[2]
         warnings.append(
@@ -399,9 +399,8 @@ def _slice_distance_mm(positions: np.ndarray, folder: Path, warnings: list[str])
     return mean
 
 
-def _tell_tilt(slices: list[_Slice], folder: Path, warnings: list[str]) -> None:
-    """Warn where slices are shifted against each other, as a tilted gantry makes them."""
-    way = np.subtract(slices[-1].origin, slices[0].origin)
+def _tell_shift(slices: list[_Slice], folder: Path, warnings: list[str]) -> None:
+    """Warn where slices are shifted against each other, at a step or by a tilted gantry."""
     steps = np.diff([s.origin for s in slices], axis=0)
     thick = np.diff([s.position for s in slices])[:, np.newaxis]
     aside = steps - np.median(steps / thick, axis=0) * thick
@@ -413,6 +412,7 @@ def _tell_tilt(slices: list[_Slice], folder: Path, warnings: list[str]) -> None:
             "their header tells."
         )
         return
+    way = np.subtract(slices[-1].origin, slices[0].origin)
     cosine = abs(np.dot(way, slices[0].normal)) / np.linalg.norm(way)
     tilt = float(np.degrees(np.arccos(min(1.0, cosine))))
     if tilt > 1.0:

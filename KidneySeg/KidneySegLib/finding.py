@@ -19,6 +19,7 @@ import SimpleITK as sitk
 
 from KidneySegLib.dicom import Series, dicom_files, find_series, is_dicom_file
 from KidneySegLib.errors import InputError, UsageError
+from KidneySegLib.opening import printable
 from KidneySegLib.reading import case_name, unique_names
 from KidneySegLib.volumes import IMAGING, header_of
 
@@ -79,14 +80,6 @@ def files_of(case: Case) -> list[Path]:
     if imaging is not None:
         return [imaging]
     return sorted(dicom_files(case.source)) if case.source.is_dir() else [case.source]
-
-
-def printable(text: str) -> str:
-    """The name of a file or a sentence about it, as text that any file and any screen takes.
-
-    Names may hold bytes that are not UTF-8; backslashes stand in their place.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)

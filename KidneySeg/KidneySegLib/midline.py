@@ -181,6 +181,8 @@ def is_left(kidney: np.ndarray, first: int, ct: np.ndarray, grid: AxialGrid) -> 
         Axial array in HU.
     """
     steps = tuple(max(1, round(_BODY_PIXEL_MM / mm)) for mm in grid.spacing_mm)
+    if not kidney[:: steps[0], :: steps[1], :: steps[2]].any():  # too thin to be met
+        steps = (1, 1, 1)
     thinly = tuple(slice(None, None, step) for step in steps)
     here, picture = kidney[thinly], ct[first : first + len(kidney)][thinly]
 
@@ -199,11 +201,12 @@ def is_left(kidney: np.ndarray, first: int, ct: np.ndarray, grid: AxialGrid) -> 
 
     rows = here.any(axis=(0, 2))
     air = np.mean(picture[:, rows] <= air_threshold(ct[:: max(1, len(ct) // 9)]), axis=(0, 1))
-    inside = np.flatnonzero(air < _AIR_SHARE)
+    body = np.flatnonzero(air < _AIR_SHARE)
+    ends = [(body[0], body[0] > 0), (body[-1], body[-1] < len(air) - 1)] if body.size else []
     flanks = 0.0
-    for column, ends in ((inside[0], inside[0] > 0), (inside[-1], inside[-1] < len(air) - 1)):
+    for column, seen in ends:
         away = at(np.array([len(here) / 2, np.flatnonzero(rows).mean(), column]))[0] - middle[0]
-        if ends and abs(away) <= _FLANK_MM:
+        if seen and abs(away) <= _FLANK_MM:
             flanks += np.sign(away)
     return bool(_LEAN_WEIGHT * lean + np.log(right / left) + _FLANK_WEIGHT * flanks > 0)
 

@@ -32,6 +32,14 @@ def open_file(path: Path) -> BinaryIO:
         ) from error
 
 
+def printable(text: str) -> str:
+    """The name of a file or a sentence about it, as text that any file and any screen takes.
+
+    Names may hold bytes that are not UTF-8; backslashes stand in their place.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def itk_name(path: Path) -> str:
     """A path for the C++ libraries, which end the process at a name that is not UTF-8.
 
@@ -43,8 +51,8 @@ def itk_name(path: Path) -> str:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        printable = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(f"{printable} has a name that is not UTF-8; rename it.") from error
+        named = printable(str(path))
+        raise InputError(f"{named} has a name that is not UTF-8; rename it.") from error
     return str(path)
 
 

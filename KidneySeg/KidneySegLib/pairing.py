@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from KidneySegLib.errors import InputError, UsageError
-from KidneySegLib.finding import CT_SUFFIXES, REFERENCE_NAMES, folders_below, printable
+from KidneySegLib.finding import CT_SUFFIXES, REFERENCE_NAMES, folders_below
+from KidneySegLib.opening import printable
 from KidneySegLib.reading import case_name
 from KidneySegLib.volumes import IMAGING
 

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from KidneySegLib.comparing import compare
-    from KidneySegLib.finding import printable
+    from KidneySegLib.opening import printable
     from KidneySegLib.writing import check_output
 
     if options.slices < 0:

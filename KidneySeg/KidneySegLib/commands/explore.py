@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name} {getattr(options, name)} is negative; give 0 or more.")
 
     from KidneySegLib.commands.common import Teller
-    from KidneySegLib.finding import printable
+    from KidneySegLib.opening import printable
     from KidneySegLib.plots import check_matplotlib
     from KidneySegLib.writing import check_output
 

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from KidneySegLib.commands.common import Teller, keep_inputs
-    from KidneySegLib.finding import printable
+    from KidneySegLib.opening import printable
     from KidneySegLib.plots import check_matplotlib
     from KidneySegLib.writing import check_output
 

@@ -151,7 +151,8 @@ def run(options: argparse.Namespace) -> int:
             "the reference of each."
         )
     # Before there are threads: what two of them import at once, one may see half.
-    from KidneySegLib.finding import Case, printable, with_references
+    from KidneySegLib.finding import Case, with_references
+    from KidneySegLib.opening import printable
     from KidneySegLib.pipeline import pipeline
     from KidneySegLib.reading import unique_names
 
