@@ -17,6 +17,7 @@ from KidneySegLib.measure import (
     evaluate,
     iou,
     labels_kind,
+    pair_of,
     precision,
     recall,
     slice_dice,
@@ -24,6 +25,7 @@ from KidneySegLib.measure import (
     surface_agreement,
     surface_dice,
     surface_distances,
+    usual_labels,
     volume_ml,
     volumes_ml,
 )
@@ -275,6 +277,9 @@ def test_without_a_surface_there_is_no_distance() -> None:
         (((LEFT, 1), (MEDIAL_TUMOUR, 2)), "tumour"),
         (((MEDIAL_TUMOUR, 2), (LEFT, 1)), "tumour"),
         (((LEFT | RIGHT, 1), (TUMOUR | MEDIAL_TUMOUR, 2)), "tumour"),
+        (((LEFT | RIGHT, 1), (TUMOUR, 2), (MEDIAL_TUMOUR, 3)), "tumour"),
+        (((LEFT | RIGHT, 1), (TUMOUR, 3)), "merged"),
+        (((RIGHT, 2), (LEFT, 3)), "sides"),
     ],
 )
 def test_what_labels_mean_follows_from_where_they_lie(
@@ -296,7 +301,13 @@ def test_a_few_voxels_of_the_wrong_side_do_not_make_a_tumour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "held"), [(((LEFT, 2), (RIGHT, 3)), "2, 3"), (((LEFT, 1), (RIGHT, 7)), "1, 7")]
+    ("parts", "held"),
+    [
+        (((LEFT, 2), (RIGHT, 3)), "2, 3"),
+        (((LEFT | RIGHT, 2), (TUMOUR, 3)), "2, 3"),
+        (((LEFT, 1), (RIGHT, 7)), "1, 7"),
+        (((LEFT, 1), (RIGHT, 2), (TUMOUR, 3)), "1, 2, 3"),
+    ],
 )
 def test_labels_of_something_else_are_refused_with_the_file(
     parts: tuple[tuple[np.ndarray, int], ...], held: str
@@ -409,6 +420,38 @@ def test_tumours_are_merged_into_the_kidney() -> None:
     assert result["dice"] == {"kidney": 1.0}
     assert result["volume_ml"]["reference"] == {"kidney": pytest.approx(whole.sum() * 0.08)}
     assert any("tumour" in note for note in result["notes"])
+
+
+def test_cysts_are_merged_into_the_kidney_as_kits23_labels_them() -> None:
+    cyst = MEDIAL_TUMOUR & ~TUMOUR
+    reference = image((LEFT | RIGHT, 1), (TUMOUR, 2), (cyst, 3))
+    whole = LEFT | RIGHT | TUMOUR | cyst
+    result = evaluate(image((whole, 1)), reference, ("ours", "case_00002"))
+    assert result["dice"] == {"kidney": 1.0}
+    assert result["notes"] == [
+        "label 3 (cyst, as in KiTS23) of case_00002 counts as kidney",
+        "labels 1 (kidney) and 2 (tumour) of case_00002 were merged",
+    ]
+    pair = pair_of(image((whole & ~TUMOUR, 1), (TUMOUR, 2)), reference, tumour=True)
+    assert np.array_equal(*pair.masks["tumour"]) and pair.masks["tumour"][1].any()
+
+
+def test_kidneys_numbered_as_among_all_organs_are_told_by_number_and_place() -> None:
+    result = evaluate(SIDES, image((RIGHT, 2), (LEFT, 3)), ("ours", "organs"))
+    assert result["dice"] == {"kidney": 1.0, "left": 1.0, "right": 1.0}
+    assert [note[:31] for note in result["notes"]] == ["labels 2 and 3 of organs were t"]
+
+
+def test_usual_labels_lie_where_the_map_has_them() -> None:
+    for parts, usual in (
+        (((RIGHT, 2), (LEFT, 3)), SIDES),
+        (((LEFT | RIGHT, 255),), MERGED),
+        (((LEFT, 1), (RIGHT, 2)), SIDES),
+        ((), image()),
+    ):
+        labels, _ = usual_labels(image(*parts))
+        assert np.array_equal(*map(sitk.GetArrayViewFromImage, (labels, usual)))
+        assert labels.GetOrigin() == usual.GetOrigin()
 
 
 def test_a_prediction_of_the_left_kidney_only_is_told_by_its_place() -> None:

@@ -18,6 +18,7 @@ import toys
 from PIL import Image
 
 from KidneySegLib.errors import InputError, UsageError
+from KidneySegLib.geometry import to_axial
 from KidneySegLib.phantom import MARK, write_cases
 from UNetTrainerLib.cases import (
     Case,
@@ -596,6 +597,28 @@ def test_labels_of_another_grid_or_value_are_refused_by_name(tmp_path: Path) -> 
         sitk.WriteImage(image, str(path))
         with pytest.raises(InputError, match=rf"case_00000.segmentation\.nii\.gz.*{message}"):
             load(case)
+
+
+def test_cysts_of_kits23_are_kidney(tmp_path: Path) -> None:
+    path = volume(tmp_path) / "segmentation.nii.gz"
+    whole = sitk.ReadImage(str(path))
+    masses = sitk.GetArrayFromImage(whole)
+    at = np.flatnonzero(masses)
+    masses.flat[at[::3]] = 2
+    masses.flat[at[1::3]] = 3
+    labelled = sitk.GetImageFromArray(masses)
+    labelled.CopyInformation(whole)
+    sitk.WriteImage(labelled, str(path))
+    instances = path.parent / "instances"
+    instances.mkdir()
+    sitk.WriteImage(whole, str(instances / "cyst_instance-1_annotation-1.nii.gz"))
+    (case,) = find_cases([tmp_path])
+    loaded = load(case)
+    merged = sitk.GetImageFromArray(np.where(masses == 3, 1, masses))
+    merged.CopyInformation(whole)
+    assert np.array_equal(loaded.labels, to_axial(merged)[0])
+    assert loaded.labels.dtype == np.uint8 and 2 in loaded.labels
+    assert loaded.warnings[-1] == "label 3 counts as kidney: a cyst, as in KiTS21 and KiTS23."
 
 
 @pytest.mark.parametrize("file", ["imaging.nii.gz", "segmentation.nii.gz"])

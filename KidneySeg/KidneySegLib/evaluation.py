@@ -281,8 +281,8 @@ def evaluate_case(
     """Every figure of one prediction.
 
     Each map may hold sides (1 left, 2 right), merged kidneys (one label) or KiTS19's labels (1
-    kidney, 2 tumour); see `measure.labels_kind`. In a map that does not tell left from right the
-    kidneys are told apart by their position, and a note says so.
+    kidney, 2 tumour); see `measure.labels_kind` for more. In a map that does not tell left from
+    right the kidneys are told apart by their position, and a note says so.
 
     Parameters
     ----------

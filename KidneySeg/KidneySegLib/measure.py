@@ -20,6 +20,7 @@ from KidneySegLib.geometry import (
     SIDE_NAMES,
     AxialGrid,
     bounding_box,
+    from_axial,
     grid_difference,
     signed_distances_mm,
     to_axial,
@@ -36,7 +37,11 @@ SURFACE_TOLERANCE_MM = 2.0
 # Distances come in single precision: five voxels of 0.4 mm may be a trifle more than 2 mm.
 _ROUNDING_MM = 1e-5
 
-_TUMOUR = 2  # of KiTS19's labels
+# Of KiTS19's labels, and what KiTS21 and KiTS23 added to them.
+_TUMOUR = 2
+CYST = 3
+# The right and the left kidney among the organs of TotalSegmentator, BTCV and AMOS.
+_RIGHT_ORGAN, _LEFT_ORGAN = 2, 3
 
 # Labels 1 and 2 are two sides when a sagittal cut separates them save for this share of either.
 # Where the two touch, label 2 may be a tumour on the medial or lateral face of a kidney, and
@@ -240,12 +245,28 @@ def labels_kind(image: sitk.Image, name: str = "the label map") -> LabelsKind:
       kidney.
     - "tumour": 1 is kidney and 2 is tumour in it, as in KiTS19.
 
+    KiTS23's cysts, label 3, are kidney. 2 and 3 alone are a right and a left kidney if that is
+    where they lie, as TotalSegmentator, BTCV and AMOS number them.
+
     Raises
     ------
     InputError
         The image is not a scalar 3-D one, or its values are none of these labels.
     """
     return _Labels(image, name).kind
+
+
+def usual_labels(image: sitk.Image, name: str = "the label map") -> tuple[sitk.Image, LabelsKind]:
+    """A map as uint8 with the labels that `labels_kind` tells, 1 and 2 alone, and what they mean.
+
+    Raises
+    ------
+    InputError
+        As of `labels_kind`.
+    """
+    labels = _Labels(image, name)
+    first, second, third = (slice(0, size) for size in labels.grid.shape)
+    return from_axial(labels.part((first, second, third)), labels.grid), labels.kind
 
 
 def evaluate(
@@ -370,6 +391,7 @@ def pair_of(
 
     notes = []
     for labels in (ours, theirs):
+        notes += labels.notes
         if labels.kind == "empty":
             notes.append(f"{labels.name} has no kidney")
         elif labels.kind == "tumour" and not tumours:
@@ -422,29 +444,53 @@ class _Labels:
         stored, self.grid = to_axial(image)
         self.box = bounding_box(stored != 0) or (slice(0, 0), slice(0, 0), slice(0, 0))
         values = stored[self.box]
-        self.values = [float(value) for value in np.unique(values)]
-        self.values = [value for value in self.values if value != 0]
+        self.values = [float(value) for value in np.unique(values) if value != 0]
+        self.notes: list[str] = []
+        self.swapped = False
         if set(self.values) <= {1.0, 2.0}:
             self.crop = values.astype(np.uint8, order="C")
+            self.kind = self._kind()
         elif len(self.values) == 1 and np.isfinite(self.values[0]):  # such as 255
             self.crop = np.ascontiguousarray(values != 0).view(np.uint8)
-        else:
+            self.kind = "merged"
+        elif not (self._is_of_organs(values) or self._has_cysts(values)):
             held = ", ".join(f"{value:g}" for value in self.values[:5])
             more = ", ..." if len(self.values) > 5 else ""
             raise InputError(
                 f"{name} holds the values {held}{more} and is no label map of kidneys; give one "
                 "with 1 (kidney, or left kidney) and 2 (tumour, or right kidney)."
             )
-        self.swapped = False
+
+    def _is_of_organs(self, values: np.ndarray) -> bool:
+        """Take 2 for the right kidney and 3 for the left, if they lie so."""
+        if self.values != [_RIGHT_ORGAN, _LEFT_ORGAN]:
+            return False
+        self.crop = np.zeros(values.shape, np.uint8)
+        self.crop[values == _RIGHT_ORGAN] = RIGHT
+        self.crop[values == _LEFT_ORGAN] = LEFT
         self.kind = self._kind()
+        self.notes = [
+            f"labels {_RIGHT_ORGAN} and {_LEFT_ORGAN} of {self.name} were taken for the right and "
+            "the left kidney, as TotalSegmentator, BTCV and AMOS number them"
+        ]
+        return self.kind == "sides" and not self.swapped
+
+    def _has_cysts(self, values: np.ndarray) -> bool:
+        """Take 3 for cysts, and so for kidney, unless 1 and 2 are sides."""
+        if self.values not in ([1.0, CYST], [1.0, _TUMOUR, CYST]):
+            return False
+        self.crop = np.where(values == CYST, 0, values).astype(np.uint8, order="C")
+        self.kind = self._kind()
+        self.crop[values == CYST] = 1
+        self.notes = [f"label {CYST} (cyst, as in KiTS23) of {self.name} counts as kidney"]
+        return self.kind != "sides"
 
     def _kind(self) -> LabelsKind:
-        if not self.values:
-            return "empty"
-        if self.values == [float(RIGHT)]:
+        has_left, has_right = (bool((self.crop == side).any()) for side in (LEFT, RIGHT))
+        if not has_right:
+            return "merged" if has_left else "empty"
+        if not has_left:
             return "sides"
-        if len(self.values) == 1:
-            return "merged"
         left, right = self.x_mm(LEFT), self.x_mm(RIGHT)
         # How well the best cut separates the two: the distance of Kolmogorov and Smirnov.
         at = np.sort(np.concatenate([left, right]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, grid_difference, to_axial
+from KidneySegLib.measure import CYST
 from KidneySegLib.reading import read_ct, read_label_values
 from UNetTrainerLib.cases import Case
 from UNetTrainerLib.pictures import read_mask, read_picture
@@ -20,10 +21,10 @@ class Loaded:
 
     Attributes:
         voxels: (slices, channels, rows, columns).
-        labels: uint8 (slices, rows, columns).
+        labels: uint8 (slices, rows, columns); 0, 1 kidney, 2 tumour.
         spacing_mm: slice, row and column; all 1 for a picture whose spacing is not known.
         grid: of a volume's file.
-        warnings: a sentence for each oddity of the imaging.
+        warnings: a sentence for each oddity of the imaging and the labels.
     """
 
     voxels: np.ndarray
@@ -53,7 +54,7 @@ def load(case: Case, channels: int = 1) -> Loaded:
 
     Raises:
         InputError: a missing, damaged or truncated file, different grids, other labels than 0, 1
-            and 2, or other channels than asked for.
+            and 2 (in a volume also 3, a cyst), or other channels than asked for.
     """
     return _slice(case, channels) if case.is_slice else _volume(case, channels)
 
@@ -69,18 +70,22 @@ def _volume(case: Case, channels: int) -> Loaded:
         )
     voxels, grid = to_axial(scan.image)
     labels, _ = to_axial(label_image)
+    warnings = scan.warnings
     if labels.max() > 2:
-        found = np.unique(labels)
-        raise InputError(
-            f"{case.labels} holds the labels {', '.join(map(str, found.tolist()))} where 0, 1 and "
-            "2 are known; renumber them."
-        )
+        found = np.unique(labels).tolist()
+        if found not in ([0, 1, CYST], [0, 1, 2, CYST]):
+            raise InputError(
+                f"{case.labels} holds the labels {', '.join(map(str, found))} where 0, 1 and 2 are "
+                "known; renumber them."
+            )
+        labels = np.where(labels == CYST, 1, labels).astype(np.uint8)
+        warnings += (f"label {CYST} counts as kidney: a cyst, as in KiTS21 and KiTS23.",)
     return Loaded(
         _with_channels(voxels[:, None], channels, case.image),
         labels,
         grid.spacing_mm,
         grid,
-        scan.warnings,
+        warnings,
     )
 
 

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
-from KidneySegLib.measure import labels_kind
+from KidneySegLib.measure import usual_labels
 from KidneySegLib.writing import KIDNEYS, LEFT_KIDNEY, RIGHT_KIDNEY, SIDES, Segment
 
 Meaning = Literal["sides", "kidney", "tumour"]
@@ -77,14 +77,14 @@ def understood(
     InputError
         The labels are none of these, or left and right are swapped.
     """
-    kind = labels_kind(labels, name)
-    labels = sitk.Cast(labels, sitk.sitkUInt8)
+    usual, kind = usual_labels(labels, name)
     if meaning == "kidney":
-        return sitk.Cast(labels != 0, sitk.sitkUInt8), (KIDNEYS,)
-    values = {int(value) for value in np.unique(sitk.GetArrayViewFromImage(labels))} - {0}
+        return sitk.Cast(usual != 0, sitk.sitkUInt8), (KIDNEYS,)
     if meaning is None and kind == "merged":
-        return labels, (replace(KIDNEYS, label=values.pop()),)
-    if not values <= {1, 2}:
+        return usual, (KIDNEYS,)
+    values = {int(value) for value in np.unique(sitk.GetArrayViewFromImage(labels))} - {0}
+    labels = usual
+    if meaning is not None and not values <= {1, 2}:
         raise InputError(
             f"{name} has the label {max(values)} where 1 and 2 are meant; leave out --labels."
         )
