@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -219,6 +220,36 @@ def test_predictions_are_shown_of_validating_patients_alone(page_file: Path) -> 
     assert "2 of the 2 patients who did not train it" in words
     assert "ben, Dice 1.000" in words and "patient2_slice_1, Dice" in words
     assert "anna, Dice" not in words and "patient1_slice_1, Dice" not in words
+
+
+def test_cases_of_one_name_in_two_sources_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    ct, labels = toys.toy()
+    for source, hu in (("bern", np.where(labels > 0, -500, ct)), ("ulm", ct)):
+        folder = tmp_path / source / "case_1"
+        folder.mkdir(parents=True)
+        sitk.WriteImage(toys.image_of(hu.astype(np.int16)), str(folder / "imaging.nii.gz"))
+        sitk.WriteImage(toys.image_of(np.minimum(labels, 1)), str(folder / "segmentation.nii.gz"))
+    shown = explore([tmp_path / "bern", tmp_path / "ulm"], slices=2)[0]
+    page = read_page(str(shown))
+    odd = dict(zip(page.column("odd", "What is odd"), page.column("odd", "Case"), strict=True))
+    assert [odd[what] for what in odd if "has kidneys of" in what] == ["bern/case_1"]
+    assert page.column("cases", "Case") == ["bern/case_1", "ulm/case_1"]
+    row = re.search(r'<a href="#(row-\d)">bern/case_1</a></td><td[^>]*>has kidneys', str(shown))
+    assert row is not None and f'<tr id="{row[1]}"><td>bern/case_1<' in str(shown)
+    assert "bern/case_1, slice" in page.words_shown and "ulm/case_1, slice" in page.words_shown
+
+
+def test_patients_are_counted_and_not_their_pictures(data: Path, tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        for number in range(3):
+            name = f"patient2_slice_{number}.png"
+            shutil.copy(
+                data / folder / "patient2_slice_1.png", tmp_path / "pictures" / folder / name
+            )
+    run = run_in(tmp_path / "run", ["pictures/patient1"], ["pictures/patient2"])
+    words = read_page(str(explore([tmp_path / "pictures"], model=run, slices=0)[0])).words_shown
+    assert "1 of the 1 patients who did not train it (3 cases)" in words
 
 
 def test_the_same_seed_shows_the_same(data: Path) -> None:

@@ -48,7 +48,7 @@ class ExploredCase:
     Attributes
     ----------
     name, source, patient
-        As the trainer calls them.
+        As the trainer calls them; the name is unique in the page.
     is_slice
         Whether it is a picture and no volume.
     spacing_known
@@ -98,12 +98,15 @@ class Predictions:
         Of the model.
     samples
         Contact sheets of random cases and slices.
+    shown
+        Of how many patients they are.
     patients
         How many there are to choose from.
     """
 
     card: Card
     samples: Sequence[Sample]
+    shown: int
     patients: int
 
 
@@ -468,12 +471,14 @@ def _gallery(samples: Sequence[Sample]) -> list[Html]:
 
 
 def _shown(predictions: Predictions) -> list[Html]:
+    number = len(predictions.samples)
+    several = "" if number == predictions.shown else f" ({number} cases)"
     parts = [
         paragraph(
-            f"{predictions.card.title} on random slices of {len(predictions.samples)} of the "
-            f"{predictions.patients} patients who did not train it. Reference red, prediction "
-            "blue, both purple. If the model's epoch was chosen by these patients, their figures "
-            "flatter it a little."
+            f"{predictions.card.title} on random slices of {predictions.shown} of the "
+            f"{predictions.patients} patients who did not train it{several}. Reference red, "
+            "prediction blue, both purple. If the model's epoch was chosen by these patients, "
+            "their figures flatter it a little."
         )
     ]
     parts += [

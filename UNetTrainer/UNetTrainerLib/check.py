@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ class Checked:
     def unusable(self) -> list[Finding]:
         """One finding for each case that cannot."""
         return [one for one in self.findings if one.severity == UNUSABLE]
+
+    @cached_property
+    def _several(self) -> bool:
+        sources = {case.source for case in self.cases} | {one.source for one in self.findings}
+        return len(sources) > 1
+
+    def called(self, one: Case | Finding) -> str:
+        """What to call a case: each of several sources may have one of the same name."""
+        own = not self._several or one.name == one.source
+        return one.name if own else f"{one.source}/{one.name}"
 
     @property
     def labels(self) -> set[int]:
@@ -248,15 +259,12 @@ def table(checked: Checked) -> str:
 
 def _rows(checked: Checked) -> Iterator[tuple[str, str, str]]:
     """Findings that differ in nothing but the case's name share a row."""
-    several = len({one.source for one in checked.findings}) > 1
     groups: dict[tuple[str, str, str, bool], list[Finding]] = defaultdict(list)
     for one in checked.findings:
         alike = re.sub(rf"\b{re.escape(one.name)}\b", "*", one.sentence)
         groups[one.source, one.severity, alike, one.used].append(one)
-    for (source, severity, _, used), group in groups.items():
-        name, what = group[0].name, group[0].sentence
-        if several and name != source:
-            name = f"{source}/{name}"
+    for (_, severity, _, used), group in groups.items():
+        name, what = checked.called(group[0]), group[0].sentence
         if len(group) > 1:
             name += f" and {len(group) - 1} more"
             what += f" Likewise {listed([one.name for one in group[1:]], LISTED)}."

@@ -7,7 +7,7 @@ a case is, what is odd about it and who is a patient is known here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def explore(
         usable = [case for case in chosen if case in checked.facts]
         shown = _predicted(
             card,
-            usable,
+            {case: checked.called(case) for case in usable},
             predictions,
             seed,
             device,
@@ -149,12 +149,11 @@ def _explored(
             oddities=_odd_labels(case, loaded) if checked.facts[case].labels == (1, 2) else (),
         )
         known = not case.is_slice or case.pixel_mm is not None
-        explored.append(
-            ExploredCase(case.name, case.source, case.patient, case.is_slice, known, seen)
-        )
+        called = checked.called(case)
+        explored.append(ExploredCase(called, case.source, case.patient, case.is_slice, known, seen))
         inside = np.flatnonzero(loaded.labels.any(axis=(1, 2)))
         for k in random.permutation(inside)[: wanted[number]]:
-            caption = case.name if case.is_slice else f"{case.name}, slice {k + 1} of {len(ct)}"
+            caption = called if case.is_slice else f"{called}, slice {k + 1} of {len(ct)}"
             tile = labelled_slice(ct[k], loaded.labels[k], loaded.spacing_mm[1:], "")
             samples.setdefault(number, []).append(Sample(caption, tile))
     return explored, [one for number in dict.fromkeys(order) for one in samples.get(number, [])]
@@ -192,7 +191,7 @@ def _suspicions(checked: Checked) -> Iterator[Suspicion]:
         then = "used" if finding.used else "left out"
         if finding.severity == UNUSABLE:
             then = "unusable"
-        yield Suspicion(finding.name, finding.sentence, then)
+        yield Suspicion(checked.called(finding), finding.sentence, then)
 
 
 # --- Predictions --------------------------------------------------------------------------------
@@ -241,22 +240,24 @@ def _validating(
 
 
 def _predicted(
-    card: Card, cases: Sequence[Case], number: int, seed: int, device: str, tell: Tell
+    card: Card, names: Mapping[Case, str], number: int, seed: int, device: str, tell: Tell
 ) -> Predictions:
-    """Random slices of random cases, each with what the model makes of it."""
-    if not cases:
+    """Random slices of random cases, given with their names, and what the model makes of them."""
+    if not names:
         raise InputError("None of the cases that validated the model can be read.")
+    cases = list(names)
     backend = TorchBackend(load_model(card.folder), device)
     random = np.random.default_rng([seed, 1])
     chosen = [cases[n] for n in random.permutation(len(cases))[:number]]
     samples = []
     for done, case in enumerate(chosen):
         tell(done / len(chosen), case.name)
-        samples.append(_sample(case, backend, random))
-    return Predictions(card, samples, len({case.patient for case in cases}))
+        samples.append(_sample(case, names[case], backend, random))
+    shown, all_of_them = (len({case.patient for case in some}) for some in (chosen, cases))
+    return Predictions(card, samples, shown, all_of_them)
 
 
-def _sample(case: Case, backend: TorchBackend, random: np.random.Generator) -> Sample:
+def _sample(case: Case, name: str, backend: TorchBackend, random: np.random.Generator) -> Sample:
     """A contact sheet of some slices that hold kidney, in the reference or the prediction."""
     if case.is_slice:
         image, reference = _one_slice(load(case, 1))
@@ -267,7 +268,7 @@ def _sample(case: Case, backend: TorchBackend, random: np.random.Generator) -> S
     value = dice(*masks)
     inside = np.flatnonzero((masks[0] | masks[1]).any(axis=(1, 2)))
     slices = random.permutation(inside)[:_SLICES_EACH] if inside.size else np.arange(1)
-    text = f"{case.name}, " + ("no kidney in either" if value is None else f"Dice {value:.3f}")
+    text = f"{name}, " + ("no kidney in either" if value is None else f"Dice {value:.3f}")
     sheet = contact_sheet(
         result.scan.image,
         result.labels,

@@ -91,5 +91,5 @@ def run(options: argparse.Namespace) -> int:
     cases = "1 case" if len(checked.usable) == 1 else f"{len(checked.usable)} cases"
     print(f"{options.output}: {cases}, {size:.1f} MB")
     for finding in checked.unusable:
-        print(printable(f"not shown: {finding.name}: {finding.sentence}"))
+        print(printable(f"not shown: {checked.called(finding)}: {finding.sentence}"))
     return 0
