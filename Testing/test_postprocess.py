@@ -427,6 +427,19 @@ def test_a_horseshoe_kidney_is_reported_and_split_at_the_midline(column_mm: floa
     assert (found.labels[(patient.x < -8) & patient.mask] == RIGHT).all()
 
 
+def test_a_horseshoe_kidney_is_one_too_where_every_component_is_kept() -> None:
+    patient = Patient()
+    patient.left()
+    patient.add((-60, 25, 0), (25, 25, 50))
+    patient.add((0, 10, -35), (60, 10, 11))
+    whole = find_kidneys(patient.mask, patient.grid, patient.ct)
+    crumb = patient.add((-100, -40, 60), (8, 8, 8))
+    kept = find_kidneys(patient.mask, patient.grid, patient.ct, keep_small=True)
+    assert kept.horseshoe and kept.notes == (NOTE_HORSESHOE,)
+    assert np.array_equal(np.where(crumb, 0, kept.labels), whole.labels)
+    assert (kept.labels[crumb] == RIGHT).all()
+
+
 def test_a_tumour_across_the_midline_is_no_horseshoe_beside_another_kidney() -> None:
     patient = Patient()
     right = patient.right()

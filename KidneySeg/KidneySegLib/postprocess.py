@@ -185,10 +185,11 @@ def find_kidneys(
     pieces.split(midline)
 
     left_out: list[str] = []
+    horseshoe = _horseshoe(pieces, minimum_ml)
     if keep_small:
-        owners, horseshoe = pieces.side, 0
+        owners = pieces.side
     else:
-        owners, horseshoe, left_out = _choose(pieces, minimum_ml)
+        owners, left_out = _choose(pieces, minimum_ml, horseshoe)
 
     if horseshoe:
         owners[horseshoe] = _SPLIT
@@ -432,31 +433,34 @@ class _Pieces:
         return False
 
 
-def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[str]]:
-    """Which components are kidneys.
-
-    Returns the side that each component belongs to (0: dropped), the number of the horseshoe
-    kidney or 0, and notes on what was left out.
-    """
-    owners = np.zeros(len(pieces.ml), np.uint8)
+def _horseshoe(pieces: _Pieces, minimum_ml: float) -> int:
+    """The number of the horseshoe kidney, or 0."""
     large = pieces.large(minimum_ml)
     believed = large & ~pieces.doubted
+    order = [int(n) for n in np.argsort(pieces.ml)[::-1] if n > 0]
+    one = next((n for n in order if believed[n] or (large[n] and pieces.is_horseshoe(n))), 0)
+    if not one:
+        return 0
+    parts = {LEFT: pieces.left_ml[one], RIGHT: pieces.ml[one] - pieces.left_ml[one]}
+    # A separate component of the size of a kidney is the kidney of its side, and this one then
+    # crosses because of a tumour.
+    rivals = [
+        n
+        for n in order
+        if n != one and believed[n] and pieces.ml[n] > _RIVAL_SHARE * parts[int(pieces.side[n])]
+    ]
+    return one if not rivals and pieces.is_horseshoe(one) else 0
+
+
+def _choose(pieces: _Pieces, minimum_ml: float, horseshoe: int) -> tuple[np.ndarray, list[str]]:
+    """Which components are kidneys.
+
+    Returns the side that each component belongs to (0: dropped), and notes on what was left out.
+    """
+    owners = np.zeros(len(pieces.ml), np.uint8)
+    believed = pieces.large(minimum_ml) & ~pieces.doubted
     noteworthy = pieces.ml >= pieces.needed(minimum_ml) / 2
     order = [int(n) for n in np.argsort(pieces.ml)[::-1] if n > 0]
-
-    horseshoe = 0
-    one = next((n for n in order if believed[n] or (large[n] and pieces.is_horseshoe(n))), 0)
-    if one:
-        parts = {LEFT: pieces.left_ml[one], RIGHT: pieces.ml[one] - pieces.left_ml[one]}
-        # A separate component of the size of a kidney is the kidney of its side, and this one
-        # then crosses because of a tumour.
-        rivals = [
-            n
-            for n in order
-            if n != one and believed[n] and pieces.ml[n] > _RIVAL_SHARE * parts[int(pieces.side[n])]
-        ]
-        if not rivals and pieces.is_horseshoe(one):
-            horseshoe = one
 
     notes = []
     for side in (LEFT, RIGHT):
@@ -497,7 +501,7 @@ def _choose(pieces: _Pieces, minimum_ml: float) -> tuple[np.ndarray, int, list[s
                     f"a separate region of {pieces.ml[number]:.0f} ml on the "
                     f"{SIDE_NAMES[side]}, {gap:.0f} mm from the kidney, was left out"
                 )
-    return owners, horseshoe, notes
+    return owners, notes
 
 
 def _gap_mm(some: np.ndarray, others: np.ndarray) -> float:
