@@ -98,6 +98,27 @@ def test_kidneys_without_sides_are_told_apart_by_position(ours, theirs) -> None:
     assert ("prediction" in note, "reference" in note) == (ours is MERGED, theirs is MERGED)
 
 
+def test_a_horseshoe_kidney_without_sides_is_parted_as_one_with_sides() -> None:
+    joined = MERGED.copy()
+    joined[12:14, 22:26, 10:36] = 1
+    parted = np.where(np.arange(joined.shape[2]) < 23, 2, 1) * joined
+    case = scores(parted.astype(np.uint8), joined)
+    assert [case.value("dice", part) for part in ("kidney", "left", "right")] == pytest.approx(
+        [1.0] * 3, abs=0.02
+    )
+
+
+@pytest.mark.parametrize("prediction", [2, 1])
+def test_a_kidney_alone_in_a_narrow_picture_has_no_side_by_its_position(prediction) -> None:
+    for first in (0, 4, 6):  # to either side of the picture's middle
+        right = np.ascontiguousarray((SIDES == 2)[:, :, first:22]).astype(np.uint8)
+        case = scores(right * np.uint8(prediction), np.roll(right, 1, axis=2))
+        assert set(case.parts) == {"kidney"} and 0.8 < case.value("dice") < 1
+        assert "too narrow to tell the side" in case.notes[-1]
+    both = np.ascontiguousarray(SIDES[:, :, 8:38])
+    assert scores(both, np.minimum(both, 1)).value("dice", "right") == 1.0
+
+
 def test_holes_are_not_filled_by_telling_sides_apart() -> None:
     holed = MERGED.copy()
     middle = tuple(np.argwhere(SIDES == 1).mean(axis=0).astype(int))

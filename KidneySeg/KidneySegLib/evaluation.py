@@ -199,7 +199,8 @@ class CaseScores:
     name
         Of the case.
     parts
-        "kidney" (both, tumours included), "left", "right" and, where both maps mark one, "tumour".
+        "kidney" (both, tumours included), where sides are known "left" and "right" and, where both
+        maps mark one, "tumour".
     slice_score
         The published per-slice score.
     slice_dice
@@ -282,7 +283,8 @@ def evaluate_case(
 
     Each map may hold sides (1 left, 2 right), merged kidneys (one label) or KiTS19's labels (1
     kidney, 2 tumour); see `measure.labels_kind` for more. In a map that does not tell left from
-    right the kidneys are told apart by their position, and a note says so.
+    right the kidneys are told apart by their position, and a note says so; one kidney alone in a
+    picture of a part of the body's width has no side then, and only "kidney" is measured.
 
     Parameters
     ----------

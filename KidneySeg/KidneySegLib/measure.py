@@ -25,6 +25,7 @@ from KidneySegLib.geometry import (
     signed_distances_mm,
     to_axial,
 )
+from KidneySegLib.midline import WIDE_MM
 from KidneySegLib.postprocess import find_kidneys
 
 LabelsKind = Literal["sides", "merged", "tumour", "empty"]
@@ -51,6 +52,8 @@ _STRAY_SHARE_TOUCHING = 0.005
 # They touch when components that hold both hold more than this share of either: a few voxels of
 # the wrong side on a kidney are an error of segmentation and no tumour.
 _TOUCHING_SHARE = 0.02
+# What lies to either side of the middle are two kidneys where the one has this share of the other.
+_PAIR_SHARE = 0.25
 # Positions are judged on this many voxels of a label, evenly taken.
 _SAMPLE = 100_000
 
@@ -367,7 +370,7 @@ def pair_of(
     names
         What to call the two in messages.
     by_place
-        Tell left from right by position in a map that does not tell them.
+        Tell left from right by position in a map that does not tell them, where that can be told.
     tumour
         Also give the tumours, where both maps mark them.
 
@@ -403,14 +406,27 @@ def pair_of(
     a, b = ours.part(box), theirs.part(box)
     masks = {"kidney": (a > 0, b > 0)}
     if by_place:
-        blind = [
-            labels.name for labels, tells in ((ours, our_sides), (theirs, their_sides)) if not tells
-        ]
-        if blind:
-            notes.append(f"left and right were told apart by position in {' and '.join(blind)}")
         a_sides = a if our_sides else ours.sides_by_place(box)
         b_sides = b if their_sides else theirs.sides_by_place(box)
-        masks |= {name: (a_sides == side, b_sides == side) for side, name in SIDE_NAMES.items()}
+        if a_sides is None or b_sides is None:
+            unknown = [
+                labels.name
+                for labels, sides in ((ours, a_sides), (theirs, b_sides))
+                if sides is None
+            ]
+            notes.append(
+                "the picture is too narrow to tell the side of the kidney in "
+                f"{' and '.join(unknown)} by its position; left and right are not compared"
+            )
+        else:
+            blind = [
+                labels.name
+                for labels, tells in ((ours, our_sides), (theirs, their_sides))
+                if not tells
+            ]
+            if blind:
+                notes.append(f"left and right were told apart by position in {' and '.join(blind)}")
+            masks |= {name: (a_sides == side, b_sides == side) for side, name in SIDE_NAMES.items()}
     else:
         if our_sides != their_sides and "empty" not in (ours.kind, theirs.kind):
             name = (theirs if our_sides else ours).name
@@ -525,13 +541,19 @@ class _Labels:
         array[self._within(box)] = self.crop
         return array
 
-    def sides_by_place(self, box: tuple[slice, slice, slice]) -> np.ndarray:
-        """`part`, with 1 for what lies on the left and 2 for what lies on the right."""
+    def sides_by_place(self, box: tuple[slice, slice, slice]) -> np.ndarray | None:
+        """`part`, with 1 for what lies on the left and 2 for what lies on the right.
+
+        None where nobody can tell: a kidney alone in a picture of a part of the body's width may
+        lie anywhere in it.
+        """
         mask = np.zeros(self.grid.shape, bool)
         mask[self.box] = self.crop > 0
         sides: np.ndarray = find_kidneys(mask, self.grid, keep_small=True).labels[box]
         sides[~mask[box]] = 0  # holes, which were filled
-        return sides
+        fewer, more = sorted(int(np.count_nonzero(sides == side)) for side in SIDE_NAMES)
+        wide = self.grid.shape[2] * self.grid.spacing_mm[2] >= WIDE_MM
+        return sides if wide or fewer >= _PAIR_SHARE * more else None
 
     def _within(self, box: tuple[slice, slice, slice]) -> tuple[slice, ...]:
         """Where the labelled box lies in a larger one."""

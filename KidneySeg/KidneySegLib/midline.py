@@ -21,7 +21,7 @@ _MIDLINE_SLICES = 25
 _MIDLINE_SLOPE_MM = 60.0
 _MIDLINE_STEEPEST = 0.4
 # What shows so much of the body without its flanks has its midline about the middle.
-_WIDE_MM = 280.0
+WIDE_MM = 280.0
 _SEEN_SHARE = 0.5  # of the rows across the body, with both ends in the picture
 # A kidney leans outwards downwards, by a fifth in the median of 34, and beside the spine there is
 # more bone than at the ribs. Both are added up so that in cuttings of 17 patients with 5, 15, 25
@@ -161,7 +161,7 @@ def _body_centre(
     # Rows that reach the edge of the picture on one side only say nothing about the middle.
     wide = width >= width.max() / 2
     inside = (first > 0).astype(int) + (last < body.shape[1] - 1)
-    seen = np.mean(inside[wide] == 2) >= _SEEN_SHARE or width.max() * pixel_mm[1] >= _WIDE_MM
+    seen = np.mean(inside[wide] == 2) >= _SEEN_SHARE or width.max() * pixel_mm[1] >= WIDE_MM
     whole = wide & (inside != 1)
     if not whole.any():
         whole = wide
