@@ -254,6 +254,28 @@ def test_json_and_csv_give_the_cohort_back(folders, tmp_path) -> None:
     )
 
 
+def test_a_table_that_was_edited_is_refused_rather_than_misread(folders, tmp_path) -> None:
+    evaluate_folders(*folders, distances=False).to_csv(tmp_path / "r.csv")
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+
+    def written(rows: list[dict[str, str]], heads: list[str]) -> Path:
+        write_table(heads, ({head: row[head] for head in heads} for row in rows), tmp_path / "x")
+        return tmp_path / "x"
+
+    heads = list(rows[0])
+    assert Cohort.from_csv(written(rows, heads)).cases
+    with pytest.raises(InputError, match="holds the case a 2 times; keep one"):
+        Cohort.from_csv(written([*rows, rows[0]], heads))
+    for table in (
+        written(rows, [head for head in heads if not head.endswith("_ml")]),
+        written([rows[0] | {"prediction_ml": ""}], heads),
+        written([rows[0] | {"dice": "nan"}], heads),
+        written([rows[0] | {"slice_score": "inf"}], heads),
+    ):
+        with pytest.raises(InputError, match="x is no result of `kidneyseg evaluate`"):
+            Cohort.from_csv(table)
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", "{", "name,dice\na,1\n", '{"cases": [{}]}'])
 def test_a_result_of_something_else_is_refused(tmp_path, content) -> None:
     (tmp_path / "x").write_text(content)

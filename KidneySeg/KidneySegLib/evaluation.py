@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -546,11 +548,13 @@ class Cohort:
         """
         text = _text_of(Path(path))
         try:
-            return cls.from_dict(json.loads(text))
+            cohort = cls.from_dict(json.loads(text))
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} is no result of `kidneyseg evaluate`; give one that --report wrote."
             ) from error
+        _check_names(cohort.cases, path)
+        return cohort
 
     @classmethod
     def from_csv(cls, path: Path | str) -> Cohort:
@@ -577,6 +581,7 @@ class Cohort:
                     cases.append(_case_of(row))
             except (KeyError, TypeError, ValueError) as error:
                 raise refusal from error
+        _check_names(cases, path)
         return cls(tuple(cases), tuple(problems))
 
 
@@ -685,20 +690,36 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
+def _check_names(cases: Sequence[CaseScores], path: Path | str) -> None:
+    """Refuse a case that is there twice, as where tables were put together."""
+    name, count = next(iter(Counter(case.name for case in cases).most_common(1)), ("", 0))
+    if count > 1:
+        raise InputError(f"{path} holds the case {name} {count} times; keep one of them.")
+
+
 def _case_of(row: Mapping[str, str]) -> CaseScores:
-    """A case from its row; a part without volumes is none of it."""
+    """A case from its row; a part without volumes is none of it, but for both kidneys."""
 
     def number(name: str, part: str) -> float | None:
         text = row[_column(name, part)]
-        return float(text) if text else None
+        return _finite(text) if text else None
 
     parts = {}
     for part in PARTS:
+        if part == PARTS[0] and not all(row[name] for name in _VOLUMES):
+            raise ValueError("no volume")
         if row.get(_column(_VOLUMES[0], part)):
             values = {name: number(name, part) for name in (*_VOLUMES, *PART_FIGURES)}
             parts[part] = PartScores(**values)  # type: ignore[arg-type]
     notes = tuple(row["notes"].split("; ")) if row["notes"] else ()
-    return CaseScores(row["case"], parts, float(row["slice_score"]), notes=notes)
+    return CaseScores(row["case"], parts, _finite(row["slice_score"]), notes=notes)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _text_of(path: Path) -> str:
