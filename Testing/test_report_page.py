@@ -17,7 +17,7 @@ from PIL import Image
 
 from KidneySegLib import plots
 from KidneySegLib.cli import main
-from KidneySegLib.cohort_files import Files, Origin, origins_of, read_origins, run_of
+from KidneySegLib.cohort_files import Files, Origin, Run, origins_of, read_origins, run_of
 from KidneySegLib.cohort_report import agreement, report_page
 from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.evaluation import Cohort, Problem, evaluate_case, evaluate_folders
@@ -289,6 +289,26 @@ def test_the_batch_says_which_model_it_was_and_what_failed(tmp_path: Path) -> No
     entry = {"cases": [{**report, "seconds": {"total": 3.0}}, {"error": "no"}]}
     (tmp_path / "report.json").write_text(json.dumps(entry), encoding="utf-8")
     assert run_of(tmp_path).models == ("toy 2.0",)
+
+
+def test_a_prediction_that_the_last_batch_did_not_make_is_said_to_be_older(folders: Path) -> None:
+    run = Run(("toy 1.0",), (), {"b": "the CT is damaged", "d": "no CT"})
+    page = read_page(str(report_page(cohort_of(folders), run=run)))
+    assert page.column("problems", "Case") == ["d"] and "1 more without figures" in page.words_shown
+    notes = dict(zip(page.column("cases", "Case"), page.column("cases", "Notes"), strict=True))
+    assert "older than the batch, which failed here: the CT is damaged" in notes["b"]
+    assert "older" not in notes["a"] + notes["c"]
+
+
+def test_a_table_says_that_it_does_not_hold_where_label_maps_are(
+    folders: Path, tmp_path: Path
+) -> None:
+    cohort_of(folders).to_csv(tmp_path / "r.csv")
+    table = Cohort.from_csv(tmp_path / "r.csv")
+    shown = str(report_page(table, load=Files(folders / "cases").of(table)))
+    words = read_page(shown).words_shown
+    assert "A table does not say where the label maps are; give the .json" in words
+    assert "in memory" not in words
 
 
 def test_cases_that_trained_the_model_are_named(folders: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Origin(NamedTuple):
     source
         Hospital, data set or folder.
     patient
-        Cases of one patient count as one where patients are counted.
+        Cases of one patient count as one where patients are counted, whatever their sources.
     """
 
     source: str
@@ -213,6 +213,11 @@ class Files:
             source = sources.get(case.name)
             if source is None:
                 raise InputError(f"{self.images} holds no CT named {case.name}.")
+            if not case.prediction:
+                raise InputError(
+                    "A table does not say where the label maps are; give the .json that `evaluate "
+                    "--report` wrote, or the folder of the predictions."
+                )
             scan = read_ct(source.source, source.series_uid, source.files or None)
             prediction = read_labels(case.prediction)
             return scan.image, prediction, read_labels(references.get(case.name, case.reference))

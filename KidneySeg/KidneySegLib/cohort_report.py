@@ -308,7 +308,7 @@ class _Report:
             row += [Cell(origin.source)] if len(self.sources) > 1 else []
             row += [Cell(origin.patient)] if with_patients else []
             row += [_figure_cell(case, *one) for one in shown]
-            row += [Cell("; ".join(_shortened(case)))]
+            row += [Cell("; ".join((*_shortened(case), *self._failed_since(case))))]
             rows.append(row)
         count = self.people(self.cohort.cases)
         parts = [
@@ -316,7 +316,7 @@ class _Report:
             table("cases", columns, rows, [f"row-{n}" for n in range(1, len(rows) + 1)]),
         ]
         problems = [(one.case, one.kind, one.reason) for one in self.cohort.problems]
-        known = {case for case, _, _ in problems}
+        known = {case for case, _, _ in problems} | set(self.anchors)
         problems += [
             (case, "failed", reason)
             for case, reason in self.run.errors.items()
@@ -336,6 +336,13 @@ class _Report:
             text = f"{len(problems)} more without figures, which count nowhere on this page:"
             parts += [paragraph(text), table("problems", columns, rows)]
         return parts
+
+    def _failed_since(self, case: CaseScores) -> list[str]:
+        """That there is a prediction is no sign that the last batch made it."""
+        reason = self.run.errors.get(case.name)
+        if reason is None:
+            return []
+        return [f"this prediction is older than the batch, which failed here: {reason}"]
 
     def _figures(self) -> list[Html]:
         columns = [
@@ -382,8 +389,8 @@ class _Report:
     def _settings(self) -> list[Html]:
         look = self.pictures.look
         entries = [
-            ("Predictions", self.cohort.prediction or "in memory"),
-            ("References", self.cohort.reference or "in memory"),
+            ("Predictions", self.cohort.prediction or "not said"),
+            ("References", self.cohort.reference or "not said"),
             ("Model", "; ".join(self.run.models) or (self.card.title if self.card else "not said")),
             *self.run.settings,
             ("Window of the pictures", _window(look)),

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="CSV",
         help="table with the columns case[,source][,patient]: where cases come from, and which are "
-        "of one patient",
+        "of one patient (a patient of the same name in another source is the same one)",
     )
     parser.add_argument("--title", default="", help="of the page")
     parser.add_argument(
