@@ -57,6 +57,16 @@ def test_the_paired_test_is_that_of_scipy_and_the_interval_holds_the_mean() -> N
     assert (reverse.low, reverse.high) == pytest.approx((-dice.high, -dice.low), abs=0.005)
 
 
+def test_differences_of_equal_size_are_tied_whatever_their_last_digits() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    steps = [1, 1, 1, -1, 2, 2, 3, -2]
+    before = [0.1, 0.7, 1.3, 0.9, 2.1, 3.3, 4.9, 5.7]
+    a = cohort(*((f"c{n}", 0.9, ml) for n, ml in enumerate(before)))
+    b = cohort(*((f"c{n}", 0.9, ml + 0.1 * steps[n]) for n, ml in enumerate(before)))
+    volume = {test.figure: test for test in compare(a, b).tests}["volume_difference_ml"]
+    assert volume.p == pytest.approx(stats.wilcoxon(steps).pvalue, abs=1e-12)
+
+
 def test_of_volume_differences_the_sizes_count() -> None:
     tests = {t.figure: t for t in compare(cohort(*FIRST), cohort(*SECOND)).tests}
     volume = tests["volume_difference_ml"]
