@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -466,6 +467,28 @@ def test_what_no_dicom_seg_can_be_made_of_is_said(series, labels, tmp_path):
     with pytest.raises(InputError, match="is not a DICOM folder"):
         write_dicom_seg(labels, tmp_path, output, SIDES, MODEL)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_ct_of_odd_names_and_dates_gets_its_object_all_the_same(labels, tmp_path):
+    """A Japanese patient, and dates as programs that take away names leave them."""
+    pydicom = pytest.importorskip("pydicom", reason="DICOM SEG needs highdicom")
+    pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom")
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    write_series(toys.image_of(toys.toy()[0]), tmp_path / "ct")
+    for file in (tmp_path / "ct").iterdir():
+        header = pydicom.dcmread(file)
+        header.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        header.PatientName = name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header.StudyTime, header.StudyDate = "anonymous", "20261126"
+            header.PatientSex, header.PatientBirthDate = "unknown", "00000000"
+        header.save_as(file)
+    path = tmp_path / "kidneys.dcm"
+    write_dicom_seg(labels, tmp_path / "ct", path, SIDES, MODEL)
+    stored = pydicom.dcmread(path)
+    assert (str(stored.PatientName), stored.StudyDate) == (name, "20261126")
+    assert not stored.StudyTime and not stored.PatientSex and not stored.PatientBirthDate
 
 
 def test_a_ct_in_one_multi_frame_file_is_refused_with_a_way_out(labels, tmp_path):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SUFFIX = ".dcm"
 # The longest text that DICOM takes as a Long String.
 _LONG = 64
+_UTF_8 = "ISO_IR 192"
 # Attributes that every object of a patient and study has, if only without a value; programs that
 # take away names may take away the attributes too.
 _MAY_BE_EMPTY = (
@@ -184,12 +185,15 @@ def _header(file: Path, distance_mm: float) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        _drop_nonsense(header)
         missing = [word for word in _NEEDED if not header.get(word)]
     if missing:
         raise InputError(
             f"{file} has no {missing[0]}, which a DICOM SEG must repeat; export the original CT "
             "series from the scanner or archive."
         )
+    # Of the many character sets that CTs come in, and spellings of those, highdicom takes but some.
+    header.SpecificCharacterSet = _UTF_8
     for word in _MAY_BE_EMPTY:
         if word not in header:
             setattr(header, word, None)
@@ -198,6 +202,39 @@ def _header(file: Path, distance_mm: float) -> Dataset:
     if not header.get("SliceThickness"):
         header.SliceThickness = header.SpacingBetweenSlices
     return header
+
+
+def _drop_nonsense(header: Dataset) -> None:
+    """Decode all values, and leave out those that DICOM does not know in their place.
+
+    Such as the dates 00000000 or "unknown" of a CT without names.
+    """
+    from highdicom.enum import PatientSexValues
+    from pydicom.multival import MultiValue
+    from pydicom.valuerep import DA, TM
+
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]
+            for item in element.value if element.VR == "SQ" else ():
+                _drop_nonsense(item)
+        except (ValueError, TypeError, NotImplementedError):
+            del header[tag]
+    for word, parsed in {
+        "PatientBirthDate": DA,
+        "StudyDate": DA,
+        "StudyTime": TM,
+        "PatientSex": PatientSexValues,
+        "PatientName": str,
+        "SeriesNumber": int,
+        "SliceThickness": float,
+    }.items():
+        if isinstance(header.get(word), MultiValue):
+            setattr(header, word, header.get(word)[0])
+        try:
+            parsed(header.get(word))
+        except (ValueError, TypeError):
+            setattr(header, word, None)
 
 
 def _series_number(source: Dataset) -> int:
