@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from KidneySegLib.writing import (
     atomic,
     check_output,
     only_writer,
+    whole_folder,
     write_json,
     write_labels,
 )
@@ -222,6 +224,29 @@ def test_an_existing_file_is_replaced(tmp_path):
     path.write_text("old")
     write_labels(kidneys(), path)
     assert sitk.GetArrayFromImage(read_labels(path)).max() == 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_empty_folder_that_is_a_link_is_filled_where_it_is(tmp_path, monkeypatch, stopped):
+    """As a mounted disk is, which cannot be replaced with another folder either."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+    replace = os.replace
+
+    def full(source, target):
+        if stopped and Path(target).name == "b":
+            raise OSError(errno.ENOSPC, "full")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    with (
+        pytest.raises(KidneySegError, match="link cannot be written") if stopped else nullcontext(),
+        whole_folder(tmp_path / "link") as temporary,
+    ):
+        for name in "ab":
+            (temporary / name).write_text(name)
+    assert sorted(os.listdir(tmp_path / "disk")) == ([] if stopped else ["a", "b"])
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"] and (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

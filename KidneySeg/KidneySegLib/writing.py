@@ -237,7 +237,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
 def whole_folder(path: Path | str) -> Iterator[Path]:
     """A temporary folder that becomes `path`, new or empty, when the block ends without an error.
 
-    On any error, Ctrl-C included, it is gone again, with the folders made for it.
+    On any error, Ctrl-C included, it is gone again, with the folders made for it. An empty folder
+    stays the one it is, since it may be a link, a mounted disk or in a place where nothing else
+    may be written: the temporary one lies in it, and what it holds is moved up.
 
     Raises
     ------
@@ -248,19 +250,25 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path) if Path(path).name else Path(path).resolve()  # such as "."
     check_output(path, None)
-    if path.is_dir() and any(path.iterdir()):
+    there = path.is_dir()
+    if there and any(path.iterdir()):
         raise UsageError(f"{path} is not empty; give a new folder for the output.")
     made: list[Path] = []
-    temporary = path.with_name(f".{secrets.token_hex(4)}")
+    moved: list[Path] = []
+    temporary = (path if there else path.parent) / f".{secrets.token_hex(4)}"
     done = False
     _STANDS_FOR[temporary] = path
     try:
         _make_folders(path.parent, made)
         temporary.mkdir()
         yield temporary
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
+        if there:
+            for file in sorted(temporary.iterdir()):
+                moved.append(path / file.name)
+                os.replace(file, moved[-1])
+            temporary.rmdir()
+        else:
+            os.replace(temporary, path)
         done = True
     except OSError as error:
         raise _failed(path, error) from error
@@ -268,6 +276,9 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
         del _STANDS_FOR[temporary]
         if not done:
             shutil.rmtree(temporary, ignore_errors=True)
+            for file in moved:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
             for folder in reversed(made):
                 with suppress(OSError):  # not empty: somebody else uses it by now
                     folder.rmdir()
