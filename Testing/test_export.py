@@ -288,6 +288,18 @@ def test_a_kidney_cut_off_by_the_end_of_the_scan_has_a_closed_surface(labels):
     assert all((b, a) in edges for a, b in edges)
 
 
+def test_a_single_thick_slice_has_a_closed_surface():
+    """It swells between its slices, and so its sides move further than some of its pixels."""
+    pytest.importorskip("skimage", reason="surfaces need scikit-image")
+    axial = np.zeros((1, 60, 60), np.uint8)
+    axial[0, 20:40, 20:50] = 1
+    image = toys.image_of(axial, spacing_mm=(10.0, 0.5, 0.5))
+    found = surface(image, LEFT_KIDNEY)
+    edges = edges_of(found.triangles)
+    assert set(edges.values()) == {1} and all((b, a) in edges for a, b in edges)
+    assert found.volume_ml == pytest.approx(1.5, rel=0.002)
+
+
 def test_what_is_not_there_has_no_surface(labels, tmp_path, toy_ct, capsys):
     pytest.importorskip("skimage", reason="surfaces need scikit-image")
     assert [one.name for one in surfaces(labels == 1, SIDES)] == ["left_kidney"]

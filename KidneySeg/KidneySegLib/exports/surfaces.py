@@ -34,7 +34,10 @@ _SMOOTHING_MM = 0.9
 _TOLERANCE = 1e-3
 _MOST_MOVES = 8
 _MOST_POINTS = 30_000_000
+# Around the box of a structure, in voxels, and as many times the largest distance between voxels:
+# where slices are thick a surface moves as far sidewards as between them.
 _LEAST_MARGIN = 4
+_MARGIN_SPACINGS = 2.0
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,9 @@ def _distance_mm(
     """
     spacing = np.array(spacing_mm)
     edge_mm = min(_EDGE_MM, float(np.cbrt(volume_mm3)) / _EDGES_ACROSS)
-    margin = _LEAST_MARGIN
-    image = sitk.GetImageFromArray(np.pad(mask, margin).astype(np.uint8))
+    reach = np.ceil(_MARGIN_SPACINGS * spacing.max() / spacing).astype(int)
+    margin = np.maximum(_LEAST_MARGIN, reach)
+    image = sitk.GetImageFromArray(np.pad(mask, margin[:, np.newaxis]).astype(np.uint8))
     image.SetSpacing(spacing[::-1].tolist())
     extent_mm = (np.array(image.GetSize()[::-1]) - 1) * spacing
     edge_mm = max(edge_mm, float(np.cbrt(extent_mm.prod() / _MOST_POINTS)))
@@ -149,7 +153,7 @@ def _distance_mm(
     cubes = sitk.Resample(
         smoothed, size, sitk.Transform(), sitk.sitkBSpline, (0.0, 0.0, 0.0), [edge_mm] * 3
     )
-    return sitk.GetArrayFromImage(cubes), np.full(3, -float(margin)), edge_mm
+    return sitk.GetArrayFromImage(cubes), -margin.astype(float), edge_mm
 
 
 def _volume_mm3(points: np.ndarray, triangles: np.ndarray) -> float:
