@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import toys
 from patients import Patient
 
 from KidneySegLib.geometry import LEFT, RIGHT, from_axial, to_axial
@@ -650,3 +651,15 @@ def test_no_mask_of_the_whole_volume_is_made():
     inside[found.box] = True
     assert inside.sum() < inside.size / 10 and not found.labels[~inside].any()
     assert peak < 1.2 * probability.size  # the labels, and what the kidney itself needs
+
+
+@pytest.mark.parametrize("part", [np.s_[:, :, :34], np.s_[:, 20:]], ids=["left", "front"])
+def test_a_kidney_that_the_edge_of_the_picture_cuts_off_is_told(part):
+    """As where a picture was cropped to the kidneys, and somewhat too closely."""
+    ct, axial = toys.toy()
+    labels, grid = to_axial(toys.image_of(np.ascontiguousarray(axial[part])))
+    notes = find_kidneys(labels > 0, grid, ct[part]).notes
+    note = "left kidney is cut off by the edge of the picture; its volume is incomplete"
+    assert note in notes
+    whole, grid = to_axial(toys.image_of(axial))
+    assert not [one for one in find_kidneys(whole > 0, grid, ct).notes if "cut off" in one]

@@ -603,10 +603,19 @@ def _notes_on(
         notes.append(f"one kidney found ({SIDE_NAMES[sides[0]]})")
     ends = labels[[0, -1]]
     cut = [side for side in sides if (ends == side).any()]
-    if len(sides) == 2 and not horseshoe and not cut and slant_inwards(labels, box, grid):
+    edges = (labels[:, [0, -1]], labels[:, :, [0, -1]])
+    beside = [
+        side for side in sides if side not in cut and any((edge == side).any() for edge in edges)
+    ]
+    pair = len(sides) == 2 and not horseshoe and not cut and not beside
+    if pair and slant_inwards(labels, box, grid):
         notes.append(NOTE_SLANT)
     notes += [
         f"{SIDE_NAMES[side]} kidney is cut off by the end of the scan; its volume is incomplete"
         for side in cut
+    ]
+    notes += [
+        f"{SIDE_NAMES[side]} kidney is cut off by the edge of the picture; its volume is incomplete"
+        for side in beside
     ]
     return notes
