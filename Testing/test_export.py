@@ -62,6 +62,29 @@ def test_labels_are_told_by_where_they_lie(labels):
     assert np.array_equal(*map(sitk.GetArrayViewFromImage, (one_label, merged)))
 
 
+@pytest.mark.parametrize("kind", ["seg.nrrd", "png", "csv"])
+def test_a_file_that_names_its_labels_is_believed(tmp_path, toy_ct, kind):
+    """By where they lie, a left kidney alone might be both, and a tumour alone a right kidney."""
+    sides = toys.toy()[1]
+    for meaning, axial, names in (
+        ("sides", sides * (sides == 1), ["left_kidney.csv", "right_kidney.csv"]),
+        ("tumour", sides, ["kidney.csv", "tumour.csv"]),
+    ):
+        given, there = tmp_path / f"{meaning}.nii.gz", tmp_path / meaning
+        how = ["--output", str(there), "--format", kind]
+        if kind == "seg.nrrd":
+            if meaning == "tumour":
+                continue  # Slicer numbers its segments as it likes
+            there = tmp_path / "left.seg.nrrd"
+            how = ["--output", str(there)]
+        sitk.WriteImage(toys.image_of(axial), str(given))
+        assert main(["export", str(given), "--labels", meaning, *how]) == 0
+        back = tmp_path / f"{meaning}-back"
+        again = ["export", str(there), "--like", str(toy_ct), "--output", str(back)]
+        assert main([*again, "--format", "csv"]) == 0
+        assert sorted(os.listdir(back)) == names
+
+
 def test_swapped_sides_are_never_exported_as_they_are(labels):
     swapped = sitk.ChangeLabel(labels, {1: 2, 2: 1})
     with pytest.raises(InputError, match="on the patient's right"):

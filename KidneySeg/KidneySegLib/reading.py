@@ -168,6 +168,20 @@ def read_labels(path: Path | str) -> sitk.Image:
     return read_label_values(path)
 
 
+def tells_sides(path: Path | str) -> bool:
+    """Whether a file is a `.seg.nrrd` with a left and a right kidney, which may be empty.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(".seg.nrrd"):
+        return False
+    return _both_sides(_stored_segments(header_of(_file_of(path)), 1))
+
+
 def read_label_values(path: Path | str) -> sitk.Image:
     """Like `read_labels`, but with the values that the file holds, whatever they stand for."""
     source = _file_of(Path(path))
@@ -354,13 +368,17 @@ def _stored_segments(reader: sitk.ImageFileReader, layers: int) -> list[_StoredS
     return segments
 
 
+def _both_sides(segments: Sequence[_StoredSegment]) -> bool:
+    return {1, 2} <= {segment.side for segment in segments}
+
+
 def _read_seg_nrrd(path: Path) -> sitk.Image:
     reader = header_of(path)
     # A layer is a component of every voxel; in the oldest files a volume of a fourth dimension.
     components = reader.GetNumberOfComponents()
     layers = components * int(np.prod(reader.GetSize()[3:], dtype=object))
     segments = _stored_segments(reader, layers)
-    both_sides = {1, 2} <= {segment.side for segment in segments}
+    both_sides = _both_sides(segments)
     if layers == 1 and not both_sides:
         return read_label_values(path)
     if not segments:

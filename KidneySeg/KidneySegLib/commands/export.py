@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
     from KidneySegLib.exports.dicomseg import Algorithm
+    from KidneySegLib.exports.labels import Meaning
     from KidneySegLib.writing import Segment
 
 NAME = "export"
@@ -48,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         choices=("sides", "kidney", "tumour"),
-        help="sides: 1 left, 2 right; kidney: all as 1; tumour: 1 kidney, 2 tumour (default: told "
-        "by where they lie)",
+        help="sides: 1 left, 2 right; kidney: all as 1; tumour: 1 kidney, 2 tumour (default: as "
+        "the source names them, else told by where they lie)",
     )
     parser.add_argument(
         "--like",
@@ -76,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     from KidneySegLib.exports.labels import understood
 
     name = str(options.source)
-    labels, segments = understood(_labels(options), name, options.labels)
+    labels, told = _labels(options)
+    labels, segments = understood(labels, name, options.labels, told)
     write = {
         "dicom": _dicom,
         "csv": _run_lengths,
@@ -146,12 +148,15 @@ def _is_file(options: argparse.Namespace) -> bool:
     return name.endswith((*_ENDINGS, *LABEL_SUFFIXES))
 
 
-def _labels(options: argparse.Namespace) -> sitk.Image:
-    """The labels, from a label map or from what this command wrote, on the grid of --like."""
-    from KidneySegLib.exports.labels import pasted
-    from KidneySegLib.exports.runlength import read_run_lengths
-    from KidneySegLib.exports.slices import INDEX_FILE, read_slices
-    from KidneySegLib.reading import read_ct, read_labels
+def _labels(options: argparse.Namespace) -> tuple[sitk.Image, Meaning | None]:
+    """The labels, from a label map or from what this command wrote, on the grid of --like.
+
+    And what they are, where their source says it.
+    """
+    from KidneySegLib.exports.labels import pasted, told_by_names
+    from KidneySegLib.exports.runlength import read_run_lengths, tables_in
+    from KidneySegLib.exports.slices import INDEX_FILE, names_in, read_slices
+    from KidneySegLib.reading import read_ct, read_labels, tells_sides
 
     source: Path = options.source
     like = None if options.like is None else read_ct(options.like).image
@@ -161,9 +166,14 @@ def _labels(options: argparse.Namespace) -> sitk.Image:
             raise UsageError(
                 f"{source} does not say how large its slices are; give the CT with --like."
             )
-        return read_run_lengths(source, like)
-    labels = read_slices(source) if (source / INDEX_FILE).is_file() else read_labels(source)
-    return labels if like is None else pasted(labels, like, (str(source), str(options.like)))
+        return read_run_lengths(source, like), told_by_names(tables_in(source))
+    if (source / INDEX_FILE).is_file():
+        labels, told = read_slices(source), told_by_names(names_in(source))
+    else:
+        labels, told = read_labels(source), "sides" if tells_sides(source) else None
+    if like is not None:
+        labels = pasted(labels, like, (str(source), str(options.like)))
+    return labels, told
 
 
 def _algorithm(options: argparse.Namespace) -> Algorithm | None:

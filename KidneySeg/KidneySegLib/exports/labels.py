@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from typing import Literal
@@ -52,8 +53,25 @@ TUMOUR = Tumour(2, "tumour", "Tumour", (0.565, 0.933, 0.565))
 STRUCTURES = {one.id: one for one in (*SIDES, KIDNEYS, KIDNEY, TUMOUR)}
 
 
+def told_by_names(names: Iterable[str]) -> Meaning | None:
+    """What labels are that a file gives these names, of `STRUCTURES`; None where they do not tell.
+
+    Parameters
+    ----------
+    names
+        As in `Segment.id` or `Segment.name`.
+    """
+    ids = {name.lower().replace(" ", "_") for name in names}
+    if TUMOUR.id in ids:
+        return "tumour"
+    return "sides" if ids & {one.id for one in SIDES} else None
+
+
 def understood(
-    labels: sitk.Image, name: str = "the label map", meaning: Meaning | None = None
+    labels: sitk.Image,
+    name: str = "the label map",
+    meaning: Meaning | None = None,
+    told: Meaning | None = None,
 ) -> tuple[sitk.Image, tuple[Segment, ...]]:
     """A label map and what its labels are.
 
@@ -67,6 +85,9 @@ def understood(
         "sides": 1 left kidney, 2 right kidney. "kidney": all labels are kidney and become 1.
         "tumour": 1 kidney, 2 tumour. None tells by where the labels lie, see
         `KidneySegLib.measure.labels_kind`; one label alone is then kidney of either side.
+    told
+        What the file itself says of them, by the names of its structures; it counts where `meaning`
+        is None and the labels are 1 and 2.
 
     Returns
     -------
@@ -80,22 +101,22 @@ def understood(
     usual, kind = usual_labels(labels, name)
     if meaning == "kidney":
         return sitk.Cast(usual != 0, sitk.sitkUInt8), (KIDNEYS,)
-    if meaning is None and kind == "merged":
-        return usual, (KIDNEYS,)
     values = {int(value) for value in np.unique(sitk.GetArrayViewFromImage(labels))} - {0}
-    labels = usual
+    said = meaning or (told if values <= {1, 2} else None)
+    if said is None and kind == "merged":
+        return usual, (KIDNEYS,)
     if meaning is not None and not values <= {1, 2}:
         raise InputError(
             f"{name} has the label {max(values)} where 1 and 2 are meant; leave out --labels."
         )
-    if meaning == "tumour" or (meaning is None and kind == "tumour"):
-        return labels, (KIDNEY, TUMOUR)
-    if meaning is None and _swapped(labels):
+    if said == "tumour" or (said is None and kind == "tumour"):
+        return usual, (KIDNEY, TUMOUR)
+    if meaning is None and _swapped(usual):
         raise InputError(
             f"{name} has label 1, the left kidney, on the patient's right and 2 on the left; swap "
             "them, or say what they are with --labels."
         )
-    return labels, SIDES
+    return usual, SIDES
 
 
 def _swapped(labels: sitk.Image) -> bool:

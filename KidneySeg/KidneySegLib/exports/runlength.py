@@ -143,6 +143,11 @@ def read_run_lengths(path: Path | str, like: sitk.Image) -> sitk.Image:
     return from_axial(labels, grid)
 
 
+def tables_in(folder: Path | str) -> list[str]:
+    """The structures that have a table in a folder, as their tables are called."""
+    return [file.stem for file in sorted(Path(folder).glob(f"*{SUFFIX}"))]
+
+
 def _read_table(path: Path, grid: AxialGrid) -> np.ndarray:
     """The mask of a table as a bool axial array."""
     slices, *shape = grid.shape

@@ -117,6 +117,23 @@ def read_slices(folder: Path | str) -> sitk.Image:
     return from_axial(labels, grid)
 
 
+def names_in(folder: Path | str) -> list[str]:
+    """What `slices.json` calls the labels; none where it does not tell.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    file = Path(folder) / INDEX_FILE
+    try:
+        return [
+            str(name) for name in json.loads(file.read_text(encoding="utf-8"))["values"].values()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise InputError(f"{file} is damaged; {ANOTHER_COPY}.") from error
+
+
 def _values(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path} is missing; export the slices again.")
