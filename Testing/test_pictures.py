@@ -372,6 +372,16 @@ def test_without_the_package_an_mp4_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_pictures_of_more_than_999_slices_sort_as_the_slices_do(tmp_path: Path) -> None:
+    voxels = np.zeros((1001, 20, 20), np.int16)
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[998:, 8:12, 8:12] = 1
+    ct, kidneys = (toys.image_of(array) for array in (voxels, labels))
+    write_pictures(ct, kidneys, None, tmp_path / "slices", whole=False)
+    names = sorted(path.stem for path in (tmp_path / "slices").iterdir())
+    assert names == [f"axial_{number:04d}" for number in range(997, 1002)]
+
+
 def test_a_folder_holds_a_picture_of_every_slice(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "slices"
     assert write_pictures(IMAGE, SIDES, None, folder, look=SMALL) == 21

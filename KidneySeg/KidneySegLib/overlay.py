@@ -249,8 +249,9 @@ def write_pictures(
         for plane in planes
         for (at,) in _frames(subject, [plane], subject.count(plane), whole is not False)
     ]
+    digits = {plane: max(3, len(str(subject.count(plane)))) for plane in planes}
     named = (
-        (f"{plane}_{number + 1:03d}", drawings[plane].sheet([[(plane, number)]]))
+        (f"{plane}_{number + 1:0{digits[plane]}d}", drawings[plane].sheet([[(plane, number)]]))
         for plane, number in single
     )
     return save_folder(_told(named, len(single), progress), output)
