@@ -235,6 +235,24 @@ def test_the_index_gives_spacing_and_patients(tmp_path: Path, delimiter: str, sp
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "name, patient, pixel_spacing_mm\na1, anna, 0.75\nb1, anna, 0.75\n",
+        "Name;Patient;Pixel_Spacing_mm\na1;anna;0,75\nb1;anna;0,75\n",
+        "name\tpatient\tpixel_spacing_mm\na1\tanna\t0.75\nb1\tanna\t0.75\n",
+    ],
+)
+def test_columns_of_the_index_are_known_however_they_were_typed(tmp_path: Path, text: str) -> None:
+    for name in ("a1", "b1"):
+        pair(tmp_path, name)
+    (tmp_path / "index.csv").write_text(text)
+    first, second = find_cases([tmp_path])
+    assert first.patient == second.patient == f"{tmp_path.name}/anna"
+    assert first.pixel_mm == second.pixel_mm == 0.75
+    assert not first.guessed and not second.guessed
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name,pixel_spacing_mm\na,0\n", r"pixel_spacing_mm 0 for a"),

@@ -240,6 +240,22 @@ def test_patients_told_from_file_names_are_said_so_once(tmp_path: Path) -> None:
     assert "us " in table(checked)
 
 
+def test_patients_that_an_index_leaves_out_are_said_to_be_told_from_file_names(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(("a_1", "b_1", "c_1")):
+        picture(tmp_path / "us", name, seed=number)
+    index = tmp_path / "us" / "index.csv"
+    index.write_text("name,patient_id\na_1,anna\nb_1,anna\nc_1,carl\n")
+    sentence = only(looked_at(tmp_path / "us")).sentence
+    assert "names no patient for 3 of 3 pictures" in sentence and "(a from a_1.png)" in sentence
+    index.write_text("name,patient\na_1,anna\nb_1,anna\nc_1,\n")
+    sentence = only(looked_at(tmp_path / "us")).sentence
+    assert "names no patient for 1 of 3 pictures" in sentence and "(c from c_1.png)" in sentence
+    index.write_text("name,patient\na_1,anna\nb_1,anna\nc_1,carl\n")
+    assert not looked_at(tmp_path / "us").findings
+
+
 def test_missing_parts_are_in_the_table_and_alike_ones_share_a_row(tmp_path: Path) -> None:
     for number in range(8):
         volume(tmp_path, f"case_{number:05d}")

@@ -75,6 +75,7 @@ class Case:
         pixel_mm: pixel spacing of a single slice; None where it is not known, and for a volume,
             whose file says it.
         is_slice: whether it is a picture and no volume.
+        guessed: whether the patient of a picture is told from its name alone.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Case:
     labels: Path
     pixel_mm: float | None = None
     is_slice: bool = False
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,16 @@ def _pictures(folder: Path, source: str) -> Iterator[Case | Incomplete]:
                 stem, source, f"has no mask; add masks/{stem}.png, all 0 where there is no kidney."
             )
         else:
-            patient = _patient_of_row(row, source) or _patient_id(source, patient_in(stem))
-            pixel_mm = _pixel_mm(row, index)
+            told = _patient_of_row(row, source)
             yield Case(
-                stem, patient, source, images[stem], masks[masked[0]], pixel_mm, is_slice=True
+                stem,
+                told or _patient_id(source, patient_in(stem)),
+                source,
+                images[stem],
+                masks[masked[0]],
+                _pixel_mm(row, index),
+                is_slice=True,
+                guessed=told is None,
             )
     for stem in sorted(set(masks) - used):
         yield Incomplete(stem, source, f"is a mask without an image; add images/{stem}.png.")
@@ -271,7 +279,10 @@ def _inside(folder: Path, kind: Callable[[Path], bool]) -> list[Path]:
 
 
 def _read_index(index: Path) -> dict[str, dict[str, str]]:
-    """Rows of ``index.csv`` by picture; Excel's byte order mark and semicolons are understood."""
+    """Rows of ``index.csv`` by picture.
+
+    A byte order mark, semicolons or tabs, and columns in capitals or after a space are understood.
+    """
     try:
         text = index.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -281,9 +292,11 @@ def _read_index(index: Path) -> dict[str, dict[str, str]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{index} is not UTF-8; save it as CSV in UTF-8.") from error
     header = text.split("\n", 1)[0]
-    delimiter = ";" if ";" in header and "," not in header else ","
+    delimiter = next((sign for sign in ",;\t" if sign in header), ",")
     try:
-        lines = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        table.fieldnames = [column.strip().lower() for column in table.fieldnames or ()]
+        lines = list(table)
     except csv.Error as error:
         raise InputError(f"{index} is damaged ({error}); save it as CSV again.") from error
     rows: dict[str, dict[str, str]] = {}

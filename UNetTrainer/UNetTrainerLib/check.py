@@ -472,14 +472,23 @@ def _other_spacings(group: list[Case], facts: dict[Case, Facts]) -> Iterator[Fin
 
 
 def _guessed_patients(group: list[Case]) -> Iterator[Finding]:
-    case = group[0]
-    if case.is_slice and not (case.image.parent.parent / "index.csv").is_file():
-        patient = case.patient.removeprefix(f"{case.source}/")
+    guessed = [case for case in group if case.guessed]
+    if not guessed:
+        return
+    case = guessed[0]
+    told = f"({case.patient.removeprefix(f'{case.source}/')} from {case.image.name})"
+    if (case.image.parent.parent / "index.csv").is_file():
         sentence = (
-            f"has no index.csv, so file names tell the patients ({patient} from "
-            f"{case.image.name}); if that is wrong, add one with the columns name and patient."
+            f"index.csv names no patient for {len(guessed)} of {_number(len(group), 'picture')}, "
+            f"so file names tell who they are of {told}; if that is wrong, fill in its column "
+            "patient."
         )
-        yield Finding(case.source, case.source, NOTE, sentence)
+    else:
+        sentence = (
+            f"has no index.csv, so file names tell the patients {told}; if that is wrong, add one "
+            "with the columns name and patient."
+        )
+    yield Finding(case.source, case.source, NOTE, sentence)
 
 
 def _shared_patients(facts: dict[Case, Facts], extra: Collection[Case]) -> Iterator[Finding]:
