@@ -256,6 +256,18 @@ def test_patients_that_an_index_leaves_out_are_said_to_be_told_from_file_names(
     assert not looked_at(tmp_path / "us").findings
 
 
+def test_what_git_lfs_left_unfetched_says_how_to_fetch_it(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (volume(tmp_path, "case_00001") / "imaging.nii.gz").write_text(pointer)
+    picture(tmp_path, "a_1")
+    (tmp_path / "images" / "a_1.png").write_text(pointer)
+    for name, file in (("case_00001", "imaging.nii.gz"), ("a_1", "a_1.png")):
+        (finding,) = of(looked_at(tmp_path), name)
+        assert finding.severity == "unusable"
+        assert finding.sentence.startswith(f"{file} is a pointer of Git LFS")
+        assert "git lfs pull" in finding.sentence
+
+
 def test_missing_parts_are_in_the_table_and_alike_ones_share_a_row(tmp_path: Path) -> None:
     for number in range(8):
         volume(tmp_path, f"case_{number:05d}")

@@ -19,6 +19,11 @@ from KidneySegLib.errors import InputError
 SLAB_VOXELS = 1 << 19  # read at once
 ANOTHER_COPY = "copy or export it again"
 DAMAGED = "{path} cannot be read, it is damaged or truncated; " + ANOTHER_COPY + "."
+# What a clone without `git lfs pull` holds in place of a large file.
+LFS_POINTER = (
+    "{path} is a pointer of Git LFS and not the file itself; run `git lfs pull` in its repository."
+)
+_LFS_START = b"version https://git-lfs.github.com/spec/"
 # Deflate shrinks to a thousandth at best, so a header that promises more lies.
 DEFLATE_AT_BEST = 1040
 
@@ -30,6 +35,12 @@ def open_file(path: Path) -> BinaryIO:
         raise InputError(
             f"{path} cannot be opened ({error.strerror}); check its permissions."
         ) from error
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file only names the one that Git LFS would have fetched."""
+    with open_file(path) as file:
+        return file.read(len(_LFS_START)) == _LFS_START
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,9 @@ from KidneySegLib.geometry import blank_image
 from KidneySegLib.opening import (
     ANOTHER_COPY,
     DAMAGED,
+    LFS_POINTER,
     SLAB_VOXELS,
+    is_lfs_pointer,
     itk_name,
     open_file,
     quiet,
@@ -115,6 +117,8 @@ def header_of(path: Path, image_io: str = "") -> sitk.ImageFileReader:
             if "orthonormal" in str(error):
                 raise InputError(NOT_STRAIGHT.format(path=path)) from error
             if "Unable to determine ImageIO" in str(error):
+                if is_lfs_pointer(path):
+                    raise InputError(LFS_POINTER.format(path=path)) from error
                 raise InputError(
                     f"{path} is not an image in a known format; give a NIfTI, NRRD, MetaImage or "
                     "DICOM file."

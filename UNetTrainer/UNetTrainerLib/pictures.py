@@ -12,7 +12,14 @@ import SimpleITK as sitk
 from PIL import Image
 
 from KidneySegLib.errors import InputError
-from KidneySegLib.opening import ANOTHER_COPY, itk_name, open_file, quiet
+from KidneySegLib.opening import (
+    ANOTHER_COPY,
+    LFS_POINTER,
+    is_lfs_pointer,
+    itk_name,
+    open_file,
+    quiet,
+)
 
 _GRAY_ONCE_CONVERTED = {"1": "L", "LA": "L"}
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -119,6 +126,8 @@ def _opened(path: Path, pixels: bool = True) -> Iterator[tuple[Image.Image, bool
         except Image.DecompressionBombError:
             frames, large, deep = 1, True, False
         except _PILLOWS as error:
+            if is_lfs_pointer(path):
+                raise InputError(LFS_POINTER.format(path=path)) from error
             raise InputError(
                 f"{path} cannot be read as a picture, it is damaged or truncated; {ANOTHER_COPY}."
             ) from error
