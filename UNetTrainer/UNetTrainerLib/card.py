@@ -21,6 +21,7 @@ from KidneySegLib.model import RESEARCH_USE, Model
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.options import DEFAULTS, Options, flag
 
+from UNetTrainerLib.validation import AROUND_MM
 if TYPE_CHECKING:
     from UNetTrainerLib.loop import Training
 
@@ -175,7 +176,11 @@ def readme(model: Model, facts: Mapping[str, Any]) -> str:
         )
         lines += [
             f"On {scores['validation_patients']} patients it did not train on, on the network's "
-            f"own grid and before components are chosen{chosen}.",
+        # As where a finder leads it; what it takes for kidney elsewhere is not in these figures.
+        where = f", no further than {AROUND_MM:g} mm from a kidney" * (
+            training["options"]["around"] > 0
+        )
+            f"own grid{where} and before components are chosen{chosen}.",
             "",
         ]
         rows = _rows(scores)

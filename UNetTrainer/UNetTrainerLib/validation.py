@@ -117,10 +117,14 @@ def score_case(
     """
     stored = case.labels()
     where = _surroundings(stored, case.spacing_mm) if around else (slice(None),) * 3
-    voxels = np.array(case.voxels()[where[0], :, where[1], where[2]], np.float32)
-    if voxels.shape[1] == 1:
-        voxels = voxels[:, 0]
-    working = scale(voxels, backend.model.preprocessing)
+    seen = (where[0], slice(None), where[1], where[2])
+    preprocessing = backend.model.preprocessing
+    if preprocessing.scaling == "minmax":  # of the whole case
+        working = scale(np.array(case.voxels(), np.float32), preprocessing)[seen]
+    else:
+        working = scale(np.array(case.voxels()[seen], np.float32), preprocessing)
+    if working.shape[1] == 1:
+        working = working[:, 0]
     prior = None
     if backend.model.network.prior:
         prior = case.prior()[where] / np.float32(255)
