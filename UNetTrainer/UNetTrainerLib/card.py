@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -20,8 +21,8 @@ from KidneySegLib import __version__
 from KidneySegLib.model import RESEARCH_USE, Model
 from UNetTrainerLib.cache import CachedCase
 from UNetTrainerLib.options import DEFAULTS, Options, flag
-
 from UNetTrainerLib.validation import AROUND_MM
+
 if TYPE_CHECKING:
     from UNetTrainerLib.loop import Training
 
@@ -29,6 +30,7 @@ _WHAT = {
     "kidney": "Kidneys, tumours and cysts included, in",
     "kidney-tumour": "Kidneys and their tumours, apart, in",
 }
+_PATHS = ("output", "split", "init_from", "finder")
 PLACES = ("data", "extra", "output", "cache", "resume", "check_only", "install", "progress")
 
 
@@ -130,8 +132,8 @@ def _command(options: Options) -> str:
             parts.append(flag(name))
         else:
             value = _named(name, value)
-            text = " ".join(value) if isinstance(value, list) else value
-            parts.append(f"{flag(name)} {text}")
+            texts = value if isinstance(value, list) else [value]
+            parts.append(f"{flag(name)} {shlex.join(map(str, texts))}")
     return " ".join(parts)
 
 
@@ -139,7 +141,7 @@ def _named(option: str, value: Any) -> Any:
     """What an option says, with the folders' names in place of their paths."""
     if isinstance(value, tuple):
         return [_name(folder) for folder in value]
-    return _name(value) if option in ("output", "init_from", "finder") and value else value
+    return _name(value) if option in _PATHS and value else value
 
 
 def _name(folder: str) -> str:
@@ -174,12 +176,12 @@ def readme(model: Model, facts: Mapping[str, Any]) -> str:
         chosen = "; the epoch was chosen on these patients" * (
             training["options"]["keep"] == "best"
         )
-        lines += [
-            f"On {scores['validation_patients']} patients it did not train on, on the network's "
         # As where a finder leads it; what it takes for kidney elsewhere is not in these figures.
         where = f", no further than {AROUND_MM:g} mm from a kidney" * (
             training["options"]["around"] > 0
         )
+        lines += [
+            f"On {scores['validation_patients']} patients it did not train on, on the network's "
             f"own grid{where} and before components are chosen{chosen}.",
             "",
         ]
