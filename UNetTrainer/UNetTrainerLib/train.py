@@ -383,10 +383,15 @@ def run_loop(
         if isinstance(teller.interrupted, KeyboardInterrupt):
             raise teller.interrupted from None
         raise
-    except OSError as error:
+    except (OSError, KidneySegError) as error:
+        cause = error.__cause__ if type(error) is KidneySegError else error
+        if not isinstance(cause, OSError):
+            raise
+        # "Run again", as writers say, would begin anew and lose every epoch so far.
+        output = Path(loop.default_root_dir)
+        then = "go on with --resume" if (output / LAST).is_file() else "run again"
         raise KidneySegError(
-            f"{loop.default_root_dir} could not be written to ({error.strerror or error}); make "
-            "room and go on with --resume: the last good checkpoint is there."
+            f"{output} cannot be written to ({cause.strerror or cause}); make room and {then}."
         ) from error
 
 
