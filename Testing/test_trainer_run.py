@@ -26,7 +26,9 @@ from KidneySegLib.geometry import to_axial
 from KidneySegLib.model import Model, load_model
 from KidneySegLib.modelplaces import list_models
 from KidneySegLib.modelsaving import save_model
+from KidneySegLib.network import NetworkParameters, build
 from KidneySegLib.phantom import write_cases
+from KidneySegLib.preprocess import Preprocessing
 from KidneySegLib.segment import segment
 
 pytest.importorskip("lightning", reason="training needs the package lightning")
@@ -449,6 +451,19 @@ def test_every_kind_of_choice_trains_and_segments(
     assert math.isfinite(row["valid_loss"])
     result = segment(case_folders / "case_00000", model, device="cpu", precision="float32")
     assert result.labels.GetSize() == result.scan.image.GetSize()
+
+
+@pytest.mark.parametrize(
+    "other", [{"normalisation": "before_relu"}, {"up_sampling": "interpolation"}]
+)
+def test_fine_tuning_refuses_a_network_that_means_something_else_by_its_weights(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    network = NetworkParameters(features=4, depth=3, **other)
+    model = Model("other", "1.0.0", network, Preprocessing())
+    save_model(model, build(network).state_dict(), tmp_path / "other")
+    with pytest.raises(UsageError, match=f"{next(iter(other))}.*not trained here"):
+        resolve({"data": ("d",), "output": "o", "init_from": str(tmp_path / "other")})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are of Unix")

@@ -411,6 +411,13 @@ def _of_model(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "choose another model."
         )
     network, preprocessing = model.network, model.preprocessing
+    usual = type(network)
+    for part in ("normalisation", "up_sampling"):  # the weights fit, or seem to, and mean otherwise
+        if getattr(network, part) != getattr(usual, part):
+            raise UsageError(
+                f"--init-from {name} has {part} {getattr(network, part)!r}, which is not trained "
+                "here; choose another model."
+            )
     shape = {
         "classes": classes,
         "network": network.kind,
