@@ -33,15 +33,17 @@ from KidneySegLib.segment import segment
 
 pytest.importorskip("lightning", reason="training needs the package lightning")
 
+from preparedcases import prepared
 from torch.optim.swa_utils import AveragedModel
 
+from UNetTrainerLib.card import _command
 from UNetTrainerLib.cases import find_cases, split_cases
 from UNetTrainerLib.checkpoint import BEST, LAST, SafetensorsIO
 from UNetTrainerLib.loop import averaged
 from UNetTrainerLib.options import Options, flag, resolve
 from UNetTrainerLib.progress import Silent
 from UNetTrainerLib.report import HISTORY
-from UNetTrainerLib.train import prepare, train
+from UNetTrainerLib.train import prepare, smallest_of, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -248,6 +250,92 @@ def test_every_case_trains_when_nothing_validates(case_folders: Path, tmp_path: 
     assert not (tmp_path / "run" / "examples").exists()
 
 
+def test_what_another_run_left_in_the_folder_is_not_taken_for_that_of_this_one(
+    case_folders: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train(tiny(case_folders, output, epochs=1, steps=1))
+    (before,) = (output / "tensorboard").glob("events.*")
+    assert (output / "scores.json").is_file()
+    train(tiny(case_folders, output, epochs=1, steps=1, folds=0))
+    assert not (output / "scores.json").exists() and not (output / "examples").exists()
+    assert before not in [*(output / "tensorboard").iterdir()]
+
+
+def test_models_that_do_not_go_together_are_refused_before_the_data_are_read(
+    case_folders: Path, tmp_path: Path
+) -> None:
+    for name, choices in {
+        "axial": {},
+        "coronal": {"view": "coronal"},
+        "minmax": {"view": "coronal", "scaling": "minmax"},
+    }.items():
+        shape = {"epochs": 1, "steps": 1, "folds": 0, "cache": str(tmp_path / "cache")}
+        train(tiny(case_folders, tmp_path / name, **shape, **choices))
+    folders = {name: str(tmp_path / name / "model") for name in ("axial", "coronal", "minmax")}
+    for finder, views, reason in (
+        ("axial", ("axial",), "others than the axial one"),
+        ("axial", ("coronal", "coronal"), "each of them once"),
+        ("axial", ("minmax",), "no minimum and maximum"),
+        ("coronal", (), "finder looks at other slices than axial ones"),
+    ):
+        choices = {"finder": folders[finder], "views": tuple(folders[view] for view in views)}
+        with pytest.raises(UsageError, match=rf"{reason}.*--finder and --views"):
+            train(tiny(tmp_path / "no", tmp_path / "run", crop=32, around=0.5, **choices))
+
+
+def test_a_place_that_the_model_cannot_take_is_said_before_the_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIDNEYSEG_MODELS", str(tmp_path / "models"))
+    for place in (tmp_path / "run" / "model", tmp_path / "models" / "mine"):
+        place.mkdir(parents=True)
+        (place / "notes.txt").write_text("")
+    for output, choices, message in (
+        ("run", {}, r"run.model exists and is no model"),
+        ("other", {"install": True, "name": "mine"}, r"models.mine exists and is no model"),
+        ("other", {"install": True, "name": "../mine"}, r"\.\./mine cannot be the name"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train(tiny(tmp_path / "no", tmp_path / output, **choices))
+
+
+def test_stopping_early_needs_a_split_with_somebody_who_validates(
+    case_folders: Path, tmp_path: Path
+) -> None:
+    cases = find_cases([case_folders])
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"training": [c.patient for c in cases], "validation": []}))
+    with pytest.raises(UsageError, match="--early-stopping needs cases that validate"):
+        train(tiny(case_folders, tmp_path / "run", split=str(split), early_stopping=2))
+
+
+def test_a_kidney_that_the_scan_cuts_off_tells_a_network_of_another_view_nothing(
+    tmp_path: Path,
+) -> None:
+    cases = [
+        prepared(tmp_path, f"a{number}", labelled=(3, 4, 5, 6, 7), spacing_mm=(3.0, 3.0, 3.0))
+        for number in range(11)
+    ]
+    labels = np.load(cases[0].labels_file)
+    labels[:] = 0
+    labels[3:8, :8, 16:30] = 1  # of a coronal view: from its upper edge, the end of the scan
+    np.save(cases[0].labels_file, labels)
+    whole = np.count_nonzero(np.load(cases[1].labels_file)) * np.prod(cases[1].spacing_mm) / 1000
+    cut = np.count_nonzero(labels) * np.prod(cases[0].spacing_mm) / 1000
+    assert smallest_of(cases, "coronal") == round(whole / 2, 1)
+    assert smallest_of(cases, "axial") == round(cut / 2, 1)
+
+
+def test_the_card_names_no_folder_of_this_machine_and_its_command_can_be_typed() -> None:
+    options = tiny(
+        Path("/home/anna/my cases"), Path("/home/anna/runs/a b"), split="/home/anna/x/split.json"
+    )
+    text = _command(options)
+    assert "/home" not in text
+    assert "--data 'my cases' --output 'a b' --split split.json " in text
+
+
 def test_a_cancelled_run_leaves_no_model_and_bad_data_no_training(
     case_folders: Path, tmp_path: Path
 ) -> None:
@@ -365,6 +453,19 @@ def test_fine_tuning_takes_the_shape_of_the_model_and_starts_from_its_weights(
         resolve({**common, "output": "x", "features": 8})
 
 
+@pytest.mark.parametrize(
+    "other", [{"normalisation": "before_relu"}, {"up_sampling": "interpolation"}]
+)
+def test_fine_tuning_refuses_a_network_that_means_something_else_by_its_weights(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    network = NetworkParameters(features=4, depth=3, **other)
+    model = Model("other", "1.0.0", network, Preprocessing())
+    save_model(model, build(network).state_dict(), tmp_path / "other")
+    with pytest.raises(UsageError, match=f"{next(iter(other))}.*not trained here"):
+        resolve({"data": ("d",), "output": "o", "init_from": str(tmp_path / "other")})
+
+
 def test_kidney_and_tumour_train_as_classes_of_their_own(tmp_path: Path) -> None:
     data = tmp_path / "cases"
     write_cases(data, 2, seed=5, size=(64, 64, 24))
@@ -451,19 +552,6 @@ def test_every_kind_of_choice_trains_and_segments(
     assert math.isfinite(row["valid_loss"])
     result = segment(case_folders / "case_00000", model, device="cpu", precision="float32")
     assert result.labels.GetSize() == result.scan.image.GetSize()
-
-
-@pytest.mark.parametrize(
-    "other", [{"normalisation": "before_relu"}, {"up_sampling": "interpolation"}]
-)
-def test_fine_tuning_refuses_a_network_that_means_something_else_by_its_weights(
-    tmp_path: Path, other: dict[str, str]
-) -> None:
-    network = NetworkParameters(features=4, depth=3, **other)
-    model = Model("other", "1.0.0", network, Preprocessing())
-    save_model(model, build(network).state_dict(), tmp_path / "other")
-    with pytest.raises(UsageError, match=f"{next(iter(other))}.*not trained here"):
-        resolve({"data": ("d",), "output": "o", "init_from": str(tmp_path / "other")})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are of Unix")

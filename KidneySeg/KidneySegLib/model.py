@@ -390,6 +390,8 @@ def check(model: Model) -> None:
         raise ValueError("its finder has a finder of its own")
     if model.finder is not None and model.preprocessing.view != "axial":
         raise ValueError("it looks where a finder shows and so has to look at axial slices itself")
+    if model.finder is not None and model.finder.preprocessing.view != "axial":
+        raise ValueError("its finder looks at other slices than axial ones")
     if model.views and model.finder is None:
         raise ValueError("its views have no finder to show them where to look")
     seen = [view.preprocessing.view for view in model.views]

@@ -166,7 +166,8 @@ def smallest_kidney_ml(
     anyway, since few patients with large kidneys say nothing of small ones.
 
     Args:
-        masks: of whole volumes, (slices, rows, columns), each with its spacing in mm.
+        masks: of whole volumes, axial (slices, rows, columns), each with its spacing in mm along
+            these, in whatever order.
 
     Returns:
         None where there are fewer than ten kidneys to tell.

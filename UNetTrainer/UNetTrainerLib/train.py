@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import shutil
 import sys
 import time
 import warnings
@@ -24,11 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from KidneySegLib.backends.torchbackend import TorchBackend, choose_device, has_bfloat16
 from KidneySegLib.errors import KidneySegError, UsageError
 from KidneySegLib.model import Model, load_model
-from KidneySegLib.modelcard import SPLIT_FILE
+from KidneySegLib.model import check as check_model
+from KidneySegLib.modelcard import MODEL_FOLDER, SPLIT_FILE
 from KidneySegLib.modelplaces import find_model, resources_folder
 from KidneySegLib.modelplaces import user_folder as models_folder
-from KidneySegLib.modelsaving import save_model
+from KidneySegLib.modelsaving import check_place, save_model
 from KidneySegLib.network import build, count_parameters
+from KidneySegLib.preprocess import to_axial_order
 from KidneySegLib.regions import Search
 from KidneySegLib.writing import write_json
 from UNetTrainerLib.cache import CachedCase, build_cache
@@ -53,6 +56,7 @@ from UNetTrainerLib.report import draw_curves, draw_examples, write_history
 from UNetTrainerLib.sampling import BatchSampler, SliceDataset, loader
 
 SCORES = "scores.json"  # of the epoch that was kept; written at the end of a run
+EXAMPLES, TENSORBOARD = "examples", "tensorboard"
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "16-mixed": "16-mixed", "32": "32-true"}
 
 
@@ -92,15 +96,10 @@ def train(
     if not options.check_only:
         check_machine(options)
         check_name(options)
+        check_place(output / MODEL_FOLDER)
 
-    finder = find_model(options.finder) if options.finder else None
-    if finder is not None and finder.finder is not None:
-        raise UsageError(
-            f"--finder {options.finder} has a finder of its own; give that one, "
-            f"{finder.finder.folder}."
-        )
-    views = tuple(find_model(view) for view in options.views)
-    data = prepare(options, output, progress, finder if options.prior else None)
+    model = planned(options)
+    data = prepare(options, output, progress, model.finder if options.prior else None)
     if data is None:
         return None
     everything = [*data.training, *data.extra]
@@ -108,24 +107,7 @@ def train(
     pin_memory = choose_device(options.device).type == "cuda"
     batches = loader(dataset, options, rank, options.processes, pin_memory)
 
-    model = Model(
-        name=options.name or output.resolve().name,
-        version=options.model_version,
-        network=options.network_parameters,
-        preprocessing=options.preprocessing,
-        labels=options.labels,
-        threshold=options.threshold,
-        finder=finder,
-        search=None
-        if finder is None
-        else Search(margin_mm=options.margin_mm, wide=options.wide, blend=options.blend),
-        views=views,
-        smallest_kidney_ml=smallest_kidney_ml(
-            (item.labels() > 0, item.spacing_mm) for item in data.training if not item.case.is_slice
-        ),
-    )
-    if options.half_weights:
-        model = stored_in_half(model)
+    model = replace(model, smallest_kidney_ml=smallest_of(data.training, options.view))
     torch.manual_seed(options.seed)
     network = build(model.network)
     if options.init_from:
@@ -145,6 +127,8 @@ def train(
         cast(BatchSampler, batches.batch_sampler).set_epoch(done)
         progress.line(f"resumed after epoch {done}")
     if rank == 0:  # only now: a run that cannot be resumed leaves the record of the other alone
+        if checkpoint is None:
+            forget(output)
         write_split(data.split, output / SPLIT_FILE)
 
     teller = Teller(progress, cancelled)
@@ -155,7 +139,9 @@ def train(
         if chosen:
             facts = card(options, everything, data.validation, run, teller.waiting_share, started)
             state = run.best_network.state_dict()
-            save_model(replace(model, card=facts), state, output / "model", readme(model, facts))
+            save_model(
+                replace(model, card=facts), state, output / MODEL_FOLDER, readme(model, facts)
+            )
         logger.log_metrics({k: v for k, v in run.rows[-1].items() if k != "epoch"}, len(run.rows))
         progress.line(
             "  ".join(f"{key} {value:.4g}" for key, value in run.rows[-1].items() if value == value)
@@ -165,7 +151,7 @@ def train(
     callbacks = [teller, Keeper(output, options.keep, leave)]
     if options.early_stopping:
         callbacks.insert(0, EarlyStopping("quality", mode="max", patience=options.early_stopping))
-    logger = TensorBoardLogger(output, name="tensorboard", version="")
+    logger = TensorBoardLogger(output, name=TENSORBOARD, version="")
     keep_freed_memory()
     with quiet():
         loop = trainer(options, output, callbacks, logger)
@@ -175,15 +161,65 @@ def train(
     if rank > 0:
         return None
 
-    finished = load_model(output / "model")
+    finished = load_model(output / MODEL_FOLDER)
     kept = training.kept
     if kept is not None and kept.cases:
         write_json(kept.to_dict(), output / SCORES)
-        draw_examples(finished, data.validation, kept, output / "examples", options.device)
+        draw_examples(finished, data.validation, kept, output / EXAMPLES, options.device)
     if options.install:
         finished = install(finished)
         progress.line(f"installed as {finished.name}")
     return finished
+
+
+def planned(options: Options) -> Model:
+    """The model to be, without what only its data tell.
+
+    Raises:
+        UsageError: models in it that do not go together, which its folder would refuse after the
+            first epoch.
+    """
+    finder = find_model(options.finder) if options.finder else None
+    if finder is not None and finder.finder is not None:
+        raise UsageError(
+            f"--finder {options.finder} has a finder of its own; give that one, "
+            f"{finder.finder.folder}."
+        )
+    model = Model(
+        name=name_of(options),
+        version=options.model_version,
+        network=options.network_parameters,
+        preprocessing=options.preprocessing,
+        labels=options.labels,
+        threshold=options.threshold,
+        finder=finder,
+        search=None
+        if finder is None
+        else Search(margin_mm=options.margin_mm, wide=options.wide, blend=options.blend),
+        views=tuple(find_model(view) for view in options.views),
+    )
+    try:
+        check_model(model)
+    except ValueError as error:
+        raise UsageError(
+            f"No model can be made that way: {error}; choose other models with --finder and "
+            "--views."
+        ) from error
+    return stored_in_half(model) if options.half_weights else model
+
+
+def smallest_of(cases: Sequence[CachedCase], view: str) -> float | None:
+    """What `smallest_kidney_ml` says of cases on the working grid of a view."""
+    return smallest_kidney_ml(
+        (to_axial_order(item.labels() > 0, view), item.spacing_mm)
+        for item in cases
+        if not item.case.is_slice
+    )
+
+
+def name_of(options: Options) -> str:
+    """Of the model."""
+    return options.name or Path(options.output).resolve().name
 
 
 def stored_in_half(model: Model) -> Model:
@@ -214,6 +250,14 @@ def writable(output: Path) -> Path:
     return output
 
 
+def forget(output: Path) -> None:
+    """Take away what an earlier run left of its end and would be taken for this one's."""
+    (output / SCORES).unlink(missing_ok=True)
+    shutil.rmtree(output / EXAMPLES, ignore_errors=True)
+    for events in (output / TENSORBOARD).glob("events.out.tfevents.*"):
+        events.unlink()
+
+
 def check_machine(options: Options) -> None:
     """Device, precision and memory, before the data are looked at.
 
@@ -234,13 +278,25 @@ def precision_of(options: Options) -> str:
 
 
 def check_name(options: Options) -> None:
-    """A model that ships is found before the user's own of the same name."""
-    name = options.name or Path(options.output).resolve().name
-    if options.install and (resources_folder() / name).exists():
+    """Whether the model can be installed under its name, if it is to be.
+
+    Raises:
+        UsageError: it is no name of a folder, or what is there would be found first or is no model.
+    """
+    if not options.install:
+        return
+    name = name_of(options)
+    if name in (".", "..") or any(sign in name for sign in "/\\"):
+        raise UsageError(
+            f"{name} cannot be the name of a model's folder; give another --name, without slashes."
+        )
+    # A model that ships is found before the user's own of the same name.
+    if (resources_folder() / name).exists():
         raise UsageError(
             f"A model named {name} ships with KidneySeg and would be found first; give another "
             "--name."
         )
+    check_place(models_folder() / name)
 
 
 def prepare(
@@ -262,6 +318,11 @@ def prepare(
     check_extra(extra, split.validation)
     if options.view != "axial":
         split, extra = volumes_alone(split, extra, options, progress)
+    if options.early_stopping and not split.validation:
+        raise UsageError(
+            "--early-stopping needs cases that validate, and here there are none; leave it out, or "
+            "choose another --split."
+        )
     with FileLock(cache / ".lock"):
         cached = build_cache(
             [*split.training, *split.validation, *extra],
