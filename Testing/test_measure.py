@@ -12,11 +12,11 @@ from scipy import ndimage
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import to_axial
+from KidneySegLib.labelmaps import labels_kind, usual_labels
 from KidneySegLib.measure import (
     dice,
     evaluate,
     iou,
-    labels_kind,
     pair_of,
     precision,
     recall,
@@ -25,7 +25,6 @@ from KidneySegLib.measure import (
     surface_agreement,
     surface_dice,
     surface_distances,
-    usual_labels,
     volume_ml,
     volumes_ml,
 )

@@ -20,12 +20,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError, KidneySegError
+from KidneySegLib.labelmaps import labels_kind
 from KidneySegLib.measure import (
     SLICE_SCORE_SMOOTHING,
     SURFACE_TOLERANCE_MM,
     dice,
     iou,
-    labels_kind,
     pair_of,
     precision,
     recall,
@@ -284,7 +284,7 @@ def evaluate_case(
     """Every figure of one prediction.
 
     Each map may hold sides (1 left, 2 right), merged kidneys (one label) or KiTS19's labels (1
-    kidney, 2 tumour); see `measure.labels_kind` for more. In a map that does not tell left from
+    kidney, 2 tumour); see `labelmaps.labels_kind` for more. In a map that does not tell left from
     right the kidneys are told apart by their position, and a note says so; one kidney alone in a
     picture of a part of the body's width has no side then, and only "kidney" is measured.
 

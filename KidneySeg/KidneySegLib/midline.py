@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 
-from KidneySegLib.geometry import AxialGrid
+from KidneySegLib.geometry import LEFT, RIGHT, AxialGrid
 
 # The body is what is brighter than this; where values are no HU, than the darkest by this share
 # of their range. It is looked at in pixels of 3 mm, worn off by 6 mm.
@@ -224,3 +224,36 @@ def _eroded(mask: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
                 else (padded[:, 2:] & mask & padded[:, :-2])
             )
     return mask
+
+
+def box_to_the_left_mm(
+    midline: Midline,
+    grid: AxialGrid,
+    where: tuple[slice, slice, slice],
+    first: tuple[int, ...],
+) -> np.ndarray:
+    """How far the voxels of a box lie to the left of the midline, float32, in mm.
+
+    `where` counts from `first`, the corner of the box of the foreground. Position is an affine
+    function of the index, and so four corners say it all.
+    """
+    start = np.array([part.start for part in where]) + np.array(first)
+    corners = np.vstack([start, start + np.eye(3, dtype=int)])
+    at = midline.to_the_left_mm(grid.to_physical(corners))
+    k, j, i = (
+        (np.arange(part.stop - part.start) * (at[axis + 1] - at[0])).astype(np.float32)
+        for axis, part in enumerate(where)
+    )
+    beside: np.ndarray = np.float32(at[0]) + k[:, None, None] + j[:, None] + i
+    return beside
+
+
+def sides_of_box(
+    midline: Midline,
+    grid: AxialGrid,
+    where: tuple[slice, slice, slice],
+    first: tuple[int, ...],
+) -> np.ndarray:
+    """LEFT or RIGHT for each voxel of a box, uint8."""
+    on_left = box_to_the_left_mm(midline, grid, where, first) > 0
+    return np.where(on_left, np.uint8(LEFT), np.uint8(RIGHT))

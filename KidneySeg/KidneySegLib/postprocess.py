@@ -16,7 +16,7 @@ import numpy as np
 from KidneySegLib.confidence import CONNECTIVITY, confidence, doubtful_lumps
 from KidneySegLib.geometry import LEFT, RIGHT, SIDE_NAMES, AxialGrid, bounding_box
 from KidneySegLib.horseshoe import slant_inwards
-from KidneySegLib.midline import Midline, find_midline, is_left
+from KidneySegLib.midline import Midline, box_to_the_left_mm, find_midline, is_left, sides_of_box
 
 _SPLIT = 3  # a horseshoe kidney, whose voxels are left or right by their own place
 
@@ -214,7 +214,7 @@ def find_kidneys(
         target = labels[box][where]  # a view: what is written here is written into `labels`
         filled &= target == 0
         target[filled] = (
-            _sides(midline, grid, where, pieces.first)[filled] if side == _SPLIT else side
+            sides_of_box(midline, grid, where, pieces.first)[filled] if side == _SPLIT else side
         )
 
     # All labels lie in the box: nothing is filled that no label encloses.
@@ -352,7 +352,7 @@ class _Pieces:
         for k, plane in enumerate(self.components):
             if plane.any():
                 where = (slice(k, k + 1), slice(0, plane.shape[0]), slice(0, plane.shape[1]))
-                on_left = _sides(midline, self.grid, where, self.first)[0] == LEFT
+                on_left = sides_of_box(midline, self.grid, where, self.first)[0] == LEFT
                 left += np.bincount(plane[on_left], minlength=len(left))
         self.left_ml = left * self.grid.voxel_volume_ml
         self.left_ml[0] = 0.0
@@ -416,7 +416,7 @@ class _Pieces:
         sections: dict[int, int] = {}
         for k in range(box[0].start, box[0].stop):
             where = (slice(k, k + 1), box[1], box[2])
-            beside = _to_the_left_mm(self.midline, self.grid, where, self.first)
+            beside = box_to_the_left_mm(self.midline, self.grid, where, self.first)
             at = np.floor(beside[self.components[where] == number] / thick_mm)
             for place, count in zip(*np.unique(at, return_counts=True), strict=True):
                 sections[int(place)] = sections.get(int(place), 0) + int(count)
@@ -514,39 +514,6 @@ def _gap_mm(some: np.ndarray, others: np.ndarray) -> float:
         distance = (part**2).sum(axis=1)[:, None] + squares - 2 * part @ others.T
         least = min(least, float(distance.min()))
     return float(np.sqrt(max(least, 0.0)))
-
-
-def _to_the_left_mm(
-    midline: Midline,
-    grid: AxialGrid,
-    where: tuple[slice, slice, slice],
-    first: tuple[int, ...],
-) -> np.ndarray:
-    """How far the voxels of a box lie to the left of the midline, float32, in mm.
-
-    `where` counts from `first`, the corner of the box of the foreground. Position is an affine
-    function of the index, and so four corners say it all.
-    """
-    start = np.array([part.start for part in where]) + np.array(first)
-    corners = np.vstack([start, start + np.eye(3, dtype=int)])
-    at = midline.to_the_left_mm(grid.to_physical(corners))
-    k, j, i = (
-        (np.arange(part.stop - part.start) * (at[axis + 1] - at[0])).astype(np.float32)
-        for axis, part in enumerate(where)
-    )
-    beside: np.ndarray = np.float32(at[0]) + k[:, None, None] + j[:, None] + i
-    return beside
-
-
-def _sides(
-    midline: Midline,
-    grid: AxialGrid,
-    where: tuple[slice, slice, slice],
-    first: tuple[int, ...],
-) -> np.ndarray:
-    """LEFT or RIGHT for each voxel of a box, uint8."""
-    on_left = _to_the_left_mm(midline, grid, where, first) > 0
-    return np.where(on_left, np.uint8(LEFT), np.uint8(RIGHT))
 
 
 # --- holes and notes --------------------------------------------------------------------------

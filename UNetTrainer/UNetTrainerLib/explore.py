@@ -26,7 +26,8 @@ from KidneySegLib.errors import InputError, UsageError
 from KidneySegLib.exploring import case_facts
 from KidneySegLib.geometry import from_axial, to_axial
 from KidneySegLib.htmlpage import Page
-from KidneySegLib.measure import dice, labels_kind
+from KidneySegLib.labelmaps import labels_kind
+from KidneySegLib.measure import dice
 from KidneySegLib.model import load_model
 from KidneySegLib.modelcard import Card, Patients, find_card, patients_of
 from KidneySegLib.overlay import Look, contact_sheet

@@ -9,7 +9,7 @@ import numpy as np
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, grid_difference, to_axial
-from KidneySegLib.measure import CYST
+from KidneySegLib.labelmaps import CYST
 from KidneySegLib.reading import read_ct, read_label_values
 from UNetTrainerLib.cases import Case
 from UNetTrainerLib.pictures import read_mask, read_picture

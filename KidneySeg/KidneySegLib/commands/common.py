@@ -142,7 +142,7 @@ def read_reference(path: Path) -> LabelMap:
     InputError
         It cannot be read, or its labels are not understood.
     """
-    from KidneySegLib.measure import labels_kind
+    from KidneySegLib.labelmaps import labels_kind
     from KidneySegLib.reading import LabelMap, read_labels
 
     labels = read_labels(path)

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from KidneySegLib.errors import InputError
 from KidneySegLib.geometry import AxialGrid, from_axial, grid_difference, to_axial
-from KidneySegLib.measure import usual_labels
+from KidneySegLib.labelmaps import usual_labels
 from KidneySegLib.writing import KIDNEYS, LEFT_KIDNEY, RIGHT_KIDNEY, SIDES, Segment
 
 Meaning = Literal["sides", "kidney", "tumour"]
@@ -84,7 +84,7 @@ def understood(
     meaning
         "sides": 1 left kidney, 2 right kidney. "kidney": all labels are kidney and become 1.
         "tumour": 1 kidney, 2 tumour. None tells by where the labels lie, see
-        `KidneySegLib.measure.labels_kind`; one label alone is then kidney of either side.
+        `KidneySegLib.labelmaps.labels_kind`; one label alone is then kidney of either side.
     told
         What the file itself says of them, by the names of its structures; it counts where `meaning`
         is None and the labels are 1 and 2.
