@@ -341,7 +341,7 @@ def test_a_reference_of_other_labels_fails_its_case_before_it_is_computed(
 
     monkeypatch.setattr(segment, "segment", counted)
     labels = sitk.ReadImage(str(cts / "case_00001" / "segmentation.nii.gz"))
-    other = sitk.ChangeLabel(labels, {2: 3})  # a cyst, in KiTS23
+    other = sitk.ChangeLabel(labels, {2: 3})
     sitk.WriteImage(other, str(cts / "case_00001" / "segmentation.nii.gz"))
     assert run("--reference", cts)[0] == 1
     found = rows(tmp_path / "out")

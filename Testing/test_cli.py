@@ -590,7 +590,7 @@ def test_a_ct_is_not_its_own_reference(run, tmp_path, toy_ct, toy_sides):
 def test_a_reference_of_other_labels_is_refused_before_any_computing(
     run, tmp_path, toy_ct, toy_sides, monkeypatch
 ):
-    other = sitk.ChangeLabel(sitk.ReadImage(str(toy_sides)), {2: 3})  # a cyst, in KiTS23
+    other = sitk.ChangeLabel(sitk.ReadImage(str(toy_sides)), {2: 3})
     sitk.WriteImage(other, str(tmp_path / "r.nii.gz"))
     monkeypatch.setattr(segment, "segment", None)
     given = (toy_ct, "--output", tmp_path / "k.nii.gz", "--reference", tmp_path / "r.nii.gz")

@@ -305,6 +305,7 @@ def test_a_few_voxels_of_the_wrong_side_do_not_make_a_tumour() -> None:
         (((LEFT, 2), (RIGHT, 3)), "2, 3"),
         (((LEFT | RIGHT, 2), (TUMOUR, 3)), "2, 3"),
         (((LEFT, 1), (RIGHT, 7)), "1, 7"),
+        (((LEFT, 1), (RIGHT, 3)), "1, 3"),
         (((LEFT, 1), (RIGHT, 2), (TUMOUR, 3)), "1, 2, 3"),
     ],
 )

@@ -119,14 +119,16 @@ class Labels:
         return self.kind == "sides" and not self.swapped
 
     def _has_cysts(self, values: np.ndarray) -> bool:
-        """Take 3 for cysts, and so for kidney, unless 1 and 2 are sides."""
+        """Take 3 for cysts, and so for kidney, unless the labels are sides."""
         if self.values not in ([1.0, CYST], [1.0, TUMOUR, CYST]):
             return False
-        self.crop = np.where(values == CYST, 0, values).astype(np.uint8, order="C")
-        self.kind = self._kind()
+        tumours = TUMOUR in self.values
+        self.crop = np.where(values == CYST, 0 if tumours else 2, values).astype(np.uint8)
+        sides = self._kind() == "sides"
         self.crop[values == CYST] = 1
+        self.kind = "tumour" if tumours else "merged"
         self.notes = [f"label {CYST} (cyst, as in KiTS23) of {self.name} counts as kidney"]
-        return self.kind != "sides"
+        return not sides
 
     def _kind(self) -> LabelsKind:
         has_left, has_right = (bool((self.crop == side).any()) for side in (LEFT, RIGHT))
