@@ -96,7 +96,7 @@ class Labels:
         elif len(self.values) == 1 and np.isfinite(self.values[0]):  # such as 255
             self.crop = np.ascontiguousarray(values != 0).view(np.uint8)
             self.kind = "merged"
-        elif not (self._is_of_organs(values) or self._has_cysts(values)):
+        elif not (self._take_organs(values) or self._take_cysts(values)):
             held = ", ".join(f"{value:g}" for value in self.values[:5])
             more = ", ..." if len(self.values) > 5 else ""
             raise InputError(
@@ -104,8 +104,8 @@ class Labels:
                 "with 1 (kidney, or left kidney) and 2 (tumour, or right kidney)."
             )
 
-    def _is_of_organs(self, values: np.ndarray) -> bool:
-        """Take 2 for the right kidney and 3 for the left, if they lie so."""
+    def _take_organs(self, values: np.ndarray) -> bool:
+        """Take 2 for the right kidney and 3 for the left; whether they lie so."""
         if self.values != [_RIGHT_ORGAN, _LEFT_ORGAN]:
             return False
         self.crop = np.zeros(values.shape, np.uint8)
@@ -118,8 +118,8 @@ class Labels:
         ]
         return self.kind == "sides" and not self.swapped
 
-    def _has_cysts(self, values: np.ndarray) -> bool:
-        """Take 3 for cysts, and so for kidney, unless the labels are sides."""
+    def _take_cysts(self, values: np.ndarray) -> bool:
+        """Take 3 for cysts, and so for kidney; whether it can be one, and the labels no sides."""
         if self.values not in ([1.0, CYST], [1.0, TUMOUR, CYST]):
             return False
         tumours = TUMOUR in self.values

@@ -96,6 +96,30 @@ class Midline:
         left: np.ndarray = points[..., 0] - self.x_mm - self.slope * (points[..., 2] - self.z_mm)
         return left
 
+    def box_to_the_left_mm(
+        self, grid: AxialGrid, where: tuple[slice, slice, slice], first: tuple[int, ...]
+    ) -> np.ndarray:
+        """The same for the voxels of a box, float32; `where` counts from the voxel `first`.
+
+        Position is an affine function of the index, and so four corners say it all.
+        """
+        start = np.array([part.start for part in where]) + np.array(first)
+        corners = np.vstack([start, start + np.eye(3, dtype=int)])
+        at = self.to_the_left_mm(grid.to_physical(corners))
+        k, j, i = (
+            (np.arange(part.stop - part.start) * (at[axis + 1] - at[0])).astype(np.float32)
+            for axis, part in enumerate(where)
+        )
+        beside: np.ndarray = np.float32(at[0]) + k[:, None, None] + j[:, None] + i
+        return beside
+
+    def sides_of_box(
+        self, grid: AxialGrid, where: tuple[slice, slice, slice], first: tuple[int, ...]
+    ) -> np.ndarray:
+        """LEFT or RIGHT for each voxel of a box, uint8; as `box_to_the_left_mm`."""
+        on_left = self.box_to_the_left_mm(grid, where, first) > 0
+        return np.where(on_left, np.uint8(LEFT), np.uint8(RIGHT))
+
 
 def find_midline(ct: np.ndarray, grid: AxialGrid, slices: slice | None = None) -> Midline | None:
     """The body's midline over some axial slices of a CT.
@@ -224,36 +248,3 @@ def _eroded(mask: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
                 else (padded[:, 2:] & mask & padded[:, :-2])
             )
     return mask
-
-
-def box_to_the_left_mm(
-    midline: Midline,
-    grid: AxialGrid,
-    where: tuple[slice, slice, slice],
-    first: tuple[int, ...],
-) -> np.ndarray:
-    """How far the voxels of a box lie to the left of the midline, float32, in mm.
-
-    `where` counts from `first`, the corner of the box of the foreground. Position is an affine
-    function of the index, and so four corners say it all.
-    """
-    start = np.array([part.start for part in where]) + np.array(first)
-    corners = np.vstack([start, start + np.eye(3, dtype=int)])
-    at = midline.to_the_left_mm(grid.to_physical(corners))
-    k, j, i = (
-        (np.arange(part.stop - part.start) * (at[axis + 1] - at[0])).astype(np.float32)
-        for axis, part in enumerate(where)
-    )
-    beside: np.ndarray = np.float32(at[0]) + k[:, None, None] + j[:, None] + i
-    return beside
-
-
-def sides_of_box(
-    midline: Midline,
-    grid: AxialGrid,
-    where: tuple[slice, slice, slice],
-    first: tuple[int, ...],
-) -> np.ndarray:
-    """LEFT or RIGHT for each voxel of a box, uint8."""
-    on_left = box_to_the_left_mm(midline, grid, where, first) > 0
-    return np.where(on_left, np.uint8(LEFT), np.uint8(RIGHT))

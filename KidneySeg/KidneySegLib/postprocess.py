@@ -16,7 +16,7 @@ import numpy as np
 from KidneySegLib.confidence import CONNECTIVITY, confidence, doubtful_lumps
 from KidneySegLib.geometry import LEFT, RIGHT, SIDE_NAMES, AxialGrid, bounding_box
 from KidneySegLib.horseshoe import slant_inwards
-from KidneySegLib.midline import Midline, box_to_the_left_mm, find_midline, is_left, sides_of_box
+from KidneySegLib.midline import Midline, find_midline, is_left
 
 _SPLIT = 3  # a horseshoe kidney, whose voxels are left or right by their own place
 
@@ -214,7 +214,7 @@ def find_kidneys(
         target = labels[box][where]  # a view: what is written here is written into `labels`
         filled &= target == 0
         target[filled] = (
-            sides_of_box(midline, grid, where, pieces.first)[filled] if side == _SPLIT else side
+            midline.sides_of_box(grid, where, pieces.first)[filled] if side == _SPLIT else side
         )
 
     # All labels lie in the box: nothing is filled that no label encloses.
@@ -352,7 +352,7 @@ class _Pieces:
         for k, plane in enumerate(self.components):
             if plane.any():
                 where = (slice(k, k + 1), slice(0, plane.shape[0]), slice(0, plane.shape[1]))
-                on_left = sides_of_box(midline, self.grid, where, self.first)[0] == LEFT
+                on_left = midline.sides_of_box(self.grid, where, self.first)[0] == LEFT
                 left += np.bincount(plane[on_left], minlength=len(left))
         self.left_ml = left * self.grid.voxel_volume_ml
         self.left_ml[0] = 0.0
@@ -416,7 +416,7 @@ class _Pieces:
         sections: dict[int, int] = {}
         for k in range(box[0].start, box[0].stop):
             where = (slice(k, k + 1), box[1], box[2])
-            beside = box_to_the_left_mm(self.midline, self.grid, where, self.first)
+            beside = self.midline.box_to_the_left_mm(self.grid, where, self.first)
             at = np.floor(beside[self.components[where] == number] / thick_mm)
             for place, count in zip(*np.unique(at, return_counts=True), strict=True):
                 sections[int(place)] = sections.get(int(place), 0) + int(count)

@@ -218,7 +218,7 @@ def _drop_nonsense(header: Dataset) -> None:
             element = header[tag]
             for item in element.value if element.VR == "SQ" else ():
                 _drop_nonsense(item)
-        except (ValueError, TypeError, NotImplementedError):
+        except (ValueError, TypeError, NotImplementedError):  # pydicom's for what it cannot decode
             del header[tag]
     for word, parsed in {
         "PatientBirthDate": DA,
